@@ -1,0 +1,3 @@
+"""The sub-second first look: what a machine is doing before anything slow is read."""
+
+from __future__ import annotations

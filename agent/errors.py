@@ -1,0 +1,71 @@
+"""The one tree of errors. Each class knows its exit code (DESIGN 4.1) and, where there is one, its advice.
+
+ImpoundError                 3   failed
+├── UsageError               2   a wrong command line, job, key or place: nothing was read, nothing created
+├── StoreError               3   the store refused or lost something
+│   ├── StoreFullError       3   no room left
+│   └── ObjectExistsError    3   an object of that name is there already; nothing is ever overwritten
+├── SourceError              3   a SRC that cannot be read
+├── StoppedError             3   SIGTERM, SIGINT
+├── DamagedError             4   bytes that are not as they were sealed or signed
+└── IdentityError            4   none of the identities opens it
+
+What belongs to one file or page is never an exception here: it is a `Gap` (acquirers.base).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ImpoundError(Exception):
+    """Something that ends the command. The message is one line for a person."""
+
+    exit_code: ClassVar[int] = 3
+    advice: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}. {self.advice}" if self.advice else message
+
+
+class UsageError(ImpoundError):
+    """A wrong command line, job, key or place. Nothing was read and nothing was created."""
+
+    exit_code = 2
+
+
+class StoreError(ImpoundError):
+    """The store refused or lost something."""
+
+
+class StoreFullError(StoreError):
+    """No room is left in the store."""
+
+    advice = "What was stored is valid and partial: make room and use `impound resume`"
+
+
+class ObjectExistsError(StoreError):
+    """An object of that name is there already. Nothing is ever overwritten."""
+
+
+class SourceError(ImpoundError):
+    """A SRC that cannot be read."""
+
+
+class StoppedError(ImpoundError):
+    """The run was told to stop."""
+
+    advice = "What was stored is valid and partial: `impound resume` completes it"
+
+
+class DamagedError(ImpoundError):
+    """Bytes that are not as they were sealed or signed."""
+
+    exit_code = 4
+
+
+class IdentityError(ImpoundError):
+    """None of the identities opens it."""
+
+    exit_code = 4
