@@ -1,0 +1,272 @@
+"""Where Docker keeps its data on this machine: every data root, each once, found without asking a daemon.
+
+A root is looked for at its default places, where configuration files, systemd units and arguments of live daemons
+say, where overlay filesystems are mounted, below each of these for user namespaces (`<uid>.<gid>`), and in the homes
+of users who may run it without root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
+from acquirers.containers.docker.daemons import live_daemons
+from acquirers.containers.docker.settings import parse_daemon_json, parse_homes, parse_lines
+from acquirers.containers.paths import links_on_the_way, mount_of, within
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from acquirers.containers.docker.settings import Settings
+    from acquirers.host import Host
+
+DEFAULTS = (b"/var/lib/docker", b"/var/snap/docker/common/var-lib-docker")
+DAEMON_JSON = (b"/etc/docker/daemon.json", b"/var/snap/docker/current/config/daemon.json")
+UNIT_DIRECTORIES = (
+    b"/etc/systemd/system",
+    b"/run/systemd/system",
+    b"/usr/lib/systemd/system",
+    b"/lib/systemd/system",
+)
+VARIABLES = (b"/etc/default/docker", b"/etc/sysconfig/docker", b"/etc/conf.d/docker", b"/etc/sysconfig/docker-storage")
+
+_MAX_CONFIG = 1 << 18
+_MAX_DROP_INS = 100
+_SHAPE = (b"containers", b"image", b"overlay2")
+_REMAPPED = re.compile(rb"\d{1,10}\.\d{1,10}")
+_MERGED = re.compile(rb"(/.+)/(?:overlay2|fuse-overlayfs)/[0-9a-z]{25,64}/merged")
+
+
+@dataclass(slots=True)
+class DataRoot:
+    """One directory in which a daemon keeps, or kept, everything."""
+
+    path: bytes
+    """Native, links followed: as the daemon itself writes it into its records."""
+    identity: tuple[int, int]
+    found_by: list[str]
+    configs: list[bytes] = field(default_factory=list)
+    """Configuration files that name it."""
+    pids: list[int] = field(default_factory=list)
+    """Live daemons that use it."""
+    links: list[bytes] = field(default_factory=list)
+    """Symbolic links on the way to it: without them nobody finds it where it was configured."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What discovery brought."""
+
+    roots: list[DataRoot] = field(default_factory=list)
+    denied: list[bytes] = field(default_factory=list)
+    """Paths at which there is, or should be, one, and which this process may not look at."""
+    unseen: list[bytes] = field(default_factory=list)
+    """Home directories that this process may not look into."""
+    gaps: list[Gap] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
+
+    def gap(self, gap: Gap) -> None:
+        if gap not in self.gaps:
+            self.gaps.append(gap)
+
+
+def find_roots(host: Host) -> Found:
+    """All data roots of the machine, in a fixed order. Raises nothing for what the machine holds."""
+    search = _Search(host)
+    for path in DEFAULTS:
+        search.candidate(path, "default")
+    for path in DAEMON_JSON:
+        search.daemon_json(path)
+    for path in _units(host, UNIT_DIRECTORIES, search.found):
+        search.lines(path)
+    for path in VARIABLES:
+        search.lines(path)
+    for daemon in live_daemons(host, search.found.gaps):
+        if daemon.config_file is not None:
+            search.daemon_json(daemon.config_file, pid=daemon.pid)
+        if daemon.data_root is not None:
+            search.candidate(daemon.data_root, f"used by the live dockerd {daemon.pid}", pid=daemon.pid)
+    for mount in host.mounts:
+        if mount.fstype == b"overlay" and (match := _MERGED.fullmatch(mount.point)):
+            search.candidate(match[1], "a mounted overlay filesystem")
+    for home in _homes(host):
+        if not _may_enter(host, home):
+            search.found.unseen.append(home)
+            continue
+        search.candidate(home + b"/.local/share/docker", "rootless default")
+        search.daemon_json(home + b"/.config/docker/daemon.json")
+        for path in _units(host, (home + b"/.config/systemd/user",), search.found):
+            search.lines(path)
+    _leave_out_nested(search.found)
+    return search.found
+
+
+def _leave_out_nested(found: Found) -> None:
+    """Docker in Docker: what lies in a volume or a layer of another root is stored there, once."""
+    outer = []
+    for root in found.roots:
+        holder = next((other for other in found.roots if other is not root and within(root.path, other.path)), None)
+        if holder is None or _REMAPPED.fullmatch(root.path[len(holder.path) :].lstrip(b"/")):
+            outer.append(root)
+            continue
+        detail = "a Docker data root inside of another one: stored with the volume or the layer that it lies in"
+        found.flags.append(Flag(FlagKind.ELSEWHERE, detail, root.path))
+    found.roots = outer
+
+
+class _Search:
+    """Candidates become roots here, each (device, inode) once."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._seen: dict[tuple[int, int], DataRoot | None] = {}
+        self._read_already: set[bytes] = set()
+        self.found = Found()
+
+    def candidate(self, path: bytes, how: str, *, config: bytes | None = None, pid: int | None = None) -> None:
+        """Looks whether `path` is a data root. What was told and is none is worth a word, a default is not."""
+        try:
+            root = self._examine(path, how)
+        except PermissionError:
+            if path not in self.found.denied:
+                self.found.denied.append(path)
+            return
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                self.found.gap(Gap(reason_of(error), f"a Docker data root ({how}): {error.strerror}", path))
+            elif config is not None or pid is not None:
+                self.found.flags.append(Flag(FlagKind.FINDING, f"no Docker data root is here ({how})", path))
+            return
+        if root is None:
+            return
+        if how not in root.found_by:
+            root.found_by.append(how)
+        if config is not None and config not in root.configs:
+            root.configs.append(config)
+        if pid is not None and pid not in root.pids:
+            root.pids.append(pid)
+
+    def _examine(self, path: bytes, how: str) -> DataRoot | None:
+        host = self._host
+        mount = mount_of(host.mounts, path)
+        if mount is not None and not mount.local:
+            # Not even looked at: a dead server would hold the whole run.
+            detail = f"a Docker data root ({how}) on {mount.fstype.decode('ascii', 'replace')}, which is not entered"
+            self.found.gap(Gap(Reason.NOT_CROSSED, detail, path))
+            return None
+        identity = host.identity_of(path)
+        if identity in self._seen:
+            return self._seen[identity]
+        shaped = any(_is_directory(host, path + b"/" + name) for name in _SHAPE)
+        native = host.native(path)
+        root = DataRoot(native, identity, []) if shaped else None
+        self._seen[identity] = root
+        if root is not None:
+            root.links = links_on_the_way(host, path)
+            self.found.roots.append(root)
+        self._remapped(native)
+        if root is None and not host.is_dir(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return root
+
+    def _remapped(self, path: bytes) -> None:
+        """`userns-remap` moves the whole tree into a child that is named after the remapped root."""
+        try:
+            names = self._host.names(path)
+        except OSError:
+            # May be passed through but not listed: a root of its own was noted, a child would need its name.
+            if path not in self.found.denied:
+                self.found.denied.append(path)
+            return
+        for name in names:
+            if _REMAPPED.fullmatch(name):
+                self.candidate(path + b"/" + name, "user namespace of " + path.decode("utf-8", "replace"))
+
+    def daemon_json(self, path: bytes, *, pid: int | None = None) -> None:
+        """A configuration file of the daemon, which may not be there."""
+        if pid is None and path in self._read_already:
+            return  # several units and variables may name the same one
+        self._read_already.add(path)
+        data = self._read(path)
+        if data is None:
+            return
+        try:
+            settings = parse_daemon_json(data)
+        except ValueError as error:
+            detail = f"the configuration of a Docker daemon cannot be read: {error}"
+            self.found.gap(Gap(Reason.MALFORMED, detail, path))
+            return
+        self._follow(settings, path, pid)
+
+    def lines(self, path: bytes) -> None:
+        """A unit file, or a file of shell variables."""
+        data = self._read(path)
+        if data is not None:
+            self._follow(parse_lines(data), path, None)
+
+    def _follow(self, settings: Settings, source: bytes, pid: int | None) -> None:
+        if settings.data_root is not None and settings.data_root.startswith(b"/"):
+            how = "named in " + source.decode("utf-8", "replace")
+            self.candidate(settings.data_root, how, config=source, pid=pid)
+        if settings.config_file is not None and settings.config_file.startswith(b"/"):
+            self.daemon_json(settings.config_file)
+
+    def _read(self, path: bytes) -> bytes | None:
+        try:
+            return self._host.read(path, _MAX_CONFIG)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                detail = f"the configuration of a Docker daemon: {error.strerror}"
+                self.found.gap(Gap(reason_of(error), detail, path))
+            return None
+
+
+def _is_directory(host: Host, path: bytes) -> bool:
+    """Raises `PermissionError`, because what may not be seen is not absent."""
+    try:
+        fd = host.open_path(path)
+    except PermissionError:
+        raise
+    except OSError:
+        return False
+    try:
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+
+
+def _units(host: Host, directories: tuple[bytes, ...], found: Found) -> Iterator[bytes]:
+    """docker.service and its drop-ins, in whatever of the directories they are."""
+    for directory in directories:
+        yield directory + b"/docker.service"
+        drop_ins = directory + b"/docker.service.d"
+        try:
+            names = host.names(drop_ins)
+        except OSError:
+            continue  # hardly any machine has them; what may not be listed belongs to root, as the data root does
+        if len(names) > _MAX_DROP_INS:
+            detail = f"{len(names)} drop-ins, of which {_MAX_DROP_INS} were looked at"
+            found.gap(Gap(Reason.LIMIT, detail, drop_ins))
+        for name in names[:_MAX_DROP_INS]:
+            if name.endswith(b".conf"):
+                yield drop_ins + b"/" + name
+
+
+def _may_enter(host: Host, path: bytes) -> bool:
+    try:
+        _is_directory(host, path + b"/.local")
+    except PermissionError:
+        return False
+    return True
+
+
+def _homes(host: Host) -> list[bytes]:
+    try:
+        return parse_homes(host.read(b"/etc/passwd"))
+    except OSError:
+        return []

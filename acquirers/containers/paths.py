@@ -1,0 +1,63 @@
+"""Small questions about native paths that every container runtime's acquirer asks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from acquirers.host import Host
+    from acquirers.mounts import Mount
+
+_MAX_LINKS = 40
+
+
+def within(path: bytes, directory: bytes) -> bool:
+    """Whether `path` is `directory` or lies below it; both absolute and normal."""
+    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
+
+
+def mount_of(mounts: Iterable[Mount], path: bytes) -> Mount | None:
+    """The mount that `path` lies on: the deepest one, and the last of those that cover each other."""
+    best: Mount | None = None
+    for mount in mounts:
+        if within(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def links_on_the_way(host: Host, path: bytes) -> list[bytes]:
+    """The native paths of the symbolic links that are followed to reach `path`. Raises `OSError`."""
+    todo = [part for part in reversed(path.split(b"/")) if part not in {b"", b"."}]
+    here: list[bytes] = []
+    links: list[bytes] = []
+    while todo:
+        part = todo.pop()
+        if part == b"..":
+            here = here[:-1]
+            continue
+        try:
+            target = _read_link(host, b"/" + b"/".join(here), part)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: no link
+                raise
+            here.append(part)
+            continue
+        links.append(b"/" + b"/".join([*here, part]))
+        if len(links) > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if target.startswith(b"/"):
+            here = []
+        todo += [part for part in reversed(target.split(b"/")) if part not in {b"", b"."}]
+    return links
+
+
+def _read_link(host: Host, directory: bytes, name: bytes) -> bytes:
+    fd = host.open_path(directory)
+    try:
+        return os.readlink(name, dir_fd=fd)
+    finally:
+        os.close(fd)

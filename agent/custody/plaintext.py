@@ -1,0 +1,170 @@
+"""The part of `verify` that needs a key: manifest, custody log, and every object's plaintext."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.custody.canonical import decode_base64
+from agent.custody.log import check
+from agent.custody.manifest import lines_of, records
+from agent.errors import DamagedError, SourceError
+from agent.sealing import Unsealed, open_bytes
+from agent.stores.sealed import SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agent.custody.stored import StoredRun
+    from agent.sealing import Identity
+
+Damage = Callable[[str, str], None]
+Watch = Callable[[str, int], None]
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What an item's record says of its object. Fields that are not needed here are ignored."""
+
+    name: str = msgspec.field(name="object")
+    plaintext_size: int = msgspec.field()
+    plaintext_sha256: str = msgspec.field()
+    item: str = ""
+    gaps: int = 0
+    first_gaps: list[dict[str, object]] = []
+
+
+@dataclass(slots=True)
+class Account:
+    """What manifest and progress records say, opened."""
+
+    stored: dict[str, Stored] = field(default_factory=dict)
+    gaps: int | None = None
+    """As the manifest's last line counts them; None when there is no manifest."""
+
+
+def open_account(run: StoredRun, identities: Sequence[Identity]) -> Account:
+    """The items' records of a run. Raises `DamagedError`, `IdentityError`, `SourceError`."""
+    account = Account()
+    for whole in run.progress.whole:
+        what = f"the record of {whole.object}"
+        sealed = open_bytes(decode_base64(whole.sealed, what), identities)
+        try:
+            stored = msgspec.json.decode(sealed, type=Stored)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DamagedError(f"{what}: not one that impound wrote") from error
+        if stored.name != whole.object:
+            raise DamagedError(f"{what}: belongs to {stored.name}")
+        account.stored[whole.object] = stored
+    return account
+
+
+def attempts(run: StoredRun) -> list[int]:
+    """The attempts that left a manifest."""
+    return [
+        number
+        for number in range(1, len(run.progress.plans) + 1)
+        if f"attempt-{number}/manifest.jsonl{SUFFIX}" in run.names
+    ]
+
+
+def plaintext_of(run: StoredRun, name: str, identities: Sequence[Identity]) -> Iterator[bytes]:
+    """The plaintext of one object, authenticated. Raises `DamagedError`, `IdentityError`, `SourceError`."""
+    blob = run.source.open(name)
+    try:
+        yield from Unsealed(blob, identities).stream()
+    finally:
+        blob.close()
+
+
+def manifest_records(run: StoredRun, attempt: int, identities: Sequence[Identity]) -> Iterator[dict[str, object]]:
+    """The records of one attempt's manifest."""
+    name = f"attempt-{attempt}/manifest.jsonl{SUFFIX}"
+    yield from records(plaintext_of(run, name, identities), name)
+
+
+def check_plaintext(run: StoredRun, identities: Sequence[Identity], damage: Damage, watch: Watch) -> None:
+    """Opens everything and compares. Raises `IdentityError` when no identity opens the run."""
+    try:
+        account = open_account(run, identities)
+    except DamagedError as error:
+        damage("progress", str(error))
+        return
+    for number in attempts(run):
+        _check_manifest(run, number, identities, account, damage)
+        _check_custody(run, number, identities, damage)
+    for name, stored in account.stored.items():
+        _check_object(run, name, stored, identities, damage, watch)
+
+
+def _check_manifest(
+    run: StoredRun, attempt: int, identities: Sequence[Identity], account: Account, damage: Damage
+) -> None:
+    name = f"attempt-{attempt}/manifest.jsonl{SUFFIX}"
+    last: dict[str, object] = {}
+    seen: set[str] = set()
+    state = hashlib.sha256()
+    try:
+        for record in records(_digested(plaintext_of(run, name, identities), state), name):
+            if last.get("type") == "end":
+                damage(name, "goes on after its end")
+            last = record
+            if record.get("type") == "stored":
+                stored = msgspec.convert(record, Stored)
+                seen.add(stored.name)
+                known = account.stored.get(stored.name)
+                if known is None or known.plaintext_sha256 != stored.plaintext_sha256:
+                    damage(name, f"disagrees with the progress record of {stored.name}")
+    except (DamagedError, SourceError, msgspec.ValidationError) as error:
+        damage(name, str(error))
+        return
+    if last.get("type") != "end":
+        damage(name, "was cut: it has no last line")
+    missing = {one.object for one in run.progress.whole if one.attempt == attempt} - seen
+    for one in sorted(missing):
+        damage(name, f"does not name {one}")
+    said = run.receipt.predicate if run.receipt is not None else None
+    if said is not None and said.attempt == attempt:
+        if state.hexdigest() != said.manifest_sha256:
+            damage(name, "is not the manifest that the receipt names")
+        if last.get("gaps") != said.gaps:
+            damage(name, "counts other gaps than the receipt")
+
+
+def _digested(chunks: Iterator[bytes], state: hashlib._Hash) -> Iterator[bytes]:
+    for chunk in chunks:
+        state.update(chunk)
+        yield chunk
+
+
+def _check_custody(run: StoredRun, attempt: int, identities: Sequence[Identity], damage: Damage) -> None:
+    name = f"attempt-{attempt}/custody.jsonl{SUFFIX}"
+    if name not in run.names:
+        return
+    try:
+        head, count = check(lines_of(plaintext_of(run, name, identities), name), name)
+    except (DamagedError, SourceError) as error:
+        damage(name, str(error))
+        return
+    said = run.receipt.predicate if run.receipt is not None else None
+    if said is not None and said.attempt == attempt and (head, count) != (said.custody_head, said.custody_lines):
+        damage(name, "is not the log that the receipt names")
+
+
+def _check_object(
+    run: StoredRun, name: str, stored: Stored, identities: Sequence[Identity], damage: Damage, watch: Watch
+) -> None:
+    state, size = hashlib.sha256(), 0
+    try:
+        for chunk in plaintext_of(run, name, identities):
+            state.update(chunk)
+            size += len(chunk)
+            watch(name, len(chunk))
+    except (DamagedError, SourceError) as error:
+        damage(name, str(error))
+        return
+    if (size, state.hexdigest()) != (stored.plaintext_size, stored.plaintext_sha256):
+        damage(name, "opens to other bytes than its record says")

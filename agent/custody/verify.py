@@ -1,0 +1,230 @@
+"""`impound verify`: whether every byte is as it was sealed and signed, and what is missing.
+
+Without a key: signatures, names, sizes and digests of the ciphertext. With an identity also the plaintext: every
+object opens, to the digest that the manifest gives; the manifest is whole; the custody log's chain holds.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from agent.custody.attempt import RECEIPT
+from agent.custody.plaintext import check_plaintext
+from agent.custody.stored import StoredRun, read_run
+from agent.errors import DamagedError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from agent.sealing import Identity
+    from agent.stores.base import Source
+
+CHUNK = 1 << 20
+MAX_FINDINGS = 1000
+
+Watch = Callable[[str, int], None]
+"""Told the name of an object and the bytes of it that were just checked."""
+
+
+class Verdict(enum.StrEnum):
+    INTACT = "intact"
+    PARTIAL = "partial"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: which object, and how."""
+
+    name: str
+    problem: str
+
+
+@dataclass(slots=True)
+class RunVerdict:
+    """What `verify` says of one run."""
+
+    location: str
+    verdict: Verdict = Verdict.INTACT
+    run: str = ""
+    case: str = ""
+    host: str = ""
+    attempt: int = 0
+    signer: str = ""
+    signer_known: bool = False
+    receipt_sha256: str = ""
+    outcome: str = ""
+    objects: int = 0
+    bytes: int = 0
+    items: int = 0
+    members: int = 0
+    gaps: int = 0
+    opened: bool = False
+    """With an identity: the plaintext was checked, too."""
+    missing: list[str] = field(default_factory=list)
+    unaccounted: list[str] = field(default_factory=list)
+    """Of a partial run: objects that no signed record names."""
+    findings: list[Finding] = field(default_factory=list)
+
+    def damage(self, name: str, problem: str) -> None:
+        self.verdict = Verdict.DAMAGED
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(Finding(name, problem))
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.verdict is Verdict.INTACT else 4
+
+    @property
+    def words(self) -> str:
+        """The verdict as a person reads it."""
+        if self.verdict is Verdict.INTACT and not self.signer_known:
+            return "intact, signer unknown"
+        return str(self.verdict)
+
+
+def verify(
+    source: Source,
+    *,
+    signers: Collection[str] = (),
+    receipts: Collection[str] = (),
+    identities: Sequence[Identity] = (),
+    watch: Watch = lambda _name, _size: None,
+) -> RunVerdict:
+    """Checks one run. Raises `SourceError` when it cannot be read, `IdentityError` when no identity opens it."""
+    run = read_run(source)
+    verdict = RunVerdict(source.location)
+    _head(run, verdict, signers, receipts)
+    expected = _expected(run)
+    for name in run.strange:
+        verdict.damage(name, "added: not an object that impound writes")
+    if run.progress.problem:
+        name, _, problem = run.progress.problem.partition(": ")
+        verdict.damage(name, problem)
+    if run.receipt is not None:
+        for name in sorted(set(run.names) - set(expected) - {RECEIPT, f"attempt-{verdict.attempt}/{RECEIPT}"}):
+            verdict.damage(name, "added: the receipt does not name it")
+        for name in run.partials:
+            verdict.damage(name, "added: the receipt does not name it")
+    elif not run.finished:
+        _partial(run, verdict, expected)
+    for name, (size, sha256) in expected.items():
+        _check_object(run, verdict, name, size, sha256, watch)
+    if identities and run.progress.plans and verdict.verdict is not Verdict.DAMAGED:
+        check_plaintext(run, identities, verdict.damage, watch)
+        verdict.opened = True
+    return verdict
+
+
+def _head(run: StoredRun, verdict: RunVerdict, signers: Collection[str], receipts: Collection[str]) -> None:
+    """Who, when, under which key, and whether that key is the one that was pinned."""
+    plans = run.progress.plans
+    verdict.signer, verdict.receipt_sha256 = run.signer, run.receipt_sha256
+    if plans:
+        verdict.run, verdict.case, verdict.host, verdict.attempt = (
+            plans[0].run,
+            plans[0].case,
+            plans[0].host,
+            len(plans),
+        )
+    if run.receipt_problem:
+        name, _, problem = run.receipt_problem.partition(": ")
+        verdict.damage(name, problem)
+    if run.receipt is not None:
+        said = run.receipt.predicate
+        verdict.outcome, verdict.items, verdict.members, verdict.gaps = (
+            said.outcome,
+            said.items,
+            said.members,
+            said.gaps,
+        )
+        if not plans or (said.run, said.case, said.host) != (verdict.run, verdict.case, verdict.host):
+            verdict.damage(RECEIPT, "does not belong to the plan that is stored with it")
+        elif said.attempt != len(plans) or said.signer != plans[-1].signer:
+            verdict.damage(RECEIPT, "is not of the last attempt")
+        elif said.earlier != [plan.signer for plan in plans[:-1]]:
+            verdict.damage(RECEIPT, "does not name the attempts before")
+        verdict.run, verdict.case, verdict.host, verdict.attempt = said.run, said.case, said.host, said.attempt
+    own = os.path.basename(run.source.location.rstrip("/"))
+    if verdict.run and own != verdict.run and _is_uuid(own):
+        verdict.damage(RECEIPT if run.finished else "progress/000000.json", f"is of the run {verdict.run}, not {own}")
+    if run.receipt is None and not plans and not verdict.findings:
+        verdict.damage("progress/000000.json", "missing")
+    if verdict.signer:
+        if verdict.signer in signers or (verdict.receipt_sha256 and verdict.receipt_sha256 in receipts):
+            verdict.signer_known = True
+        elif signers:
+            verdict.damage(RECEIPT if run.finished else "progress", f"signed by {verdict.signer}, not as given")
+    if receipts and verdict.receipt_sha256 not in receipts and not verdict.signer_known:
+        verdict.damage(RECEIPT, "is not the receipt that was given by its SHA-256")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _expected(run: StoredRun) -> dict[str, tuple[int, str]]:
+    """What must be there: name -> size, SHA-256."""
+    if run.receipt is not None:
+        return {one.name: (one.annotations.size, one.digest.sha256) for one in run.receipt.subject}
+    expected = dict(run.progress.digests)
+    expected |= {one.object: (one.size, one.sha256) for one in run.progress.whole}
+    return expected
+
+
+def _partial(run: StoredRun, verdict: RunVerdict, expected: dict[str, tuple[int, str]]) -> None:
+    if verdict.verdict is Verdict.INTACT:
+        verdict.verdict = Verdict.PARTIAL
+    verdict.missing.append(RECEIPT)
+    verdict.unaccounted = sorted(set(run.names) - set(expected)) + run.partials
+    verdict.items = len(run.progress.whole)
+    verdict.members = sum(one.members for one in run.progress.whole)
+    verdict.gaps = sum(one.gaps for one in run.progress.whole)
+    if run.progress.plans:
+        verdict.missing += [f"whatever is not whole of {name}" for name in run.progress.plans[-1].asked]
+
+
+def _check_object(run: StoredRun, verdict: RunVerdict, name: str, size: int, sha256: str, watch: Watch) -> None:
+    if name not in run.names:
+        verdict.damage(name, "missing")
+        return
+    if run.names[name] != size:
+        verdict.damage(name, f"has {run.names[name]} bytes, not {size}")
+        return
+    try:
+        found = digest(run.source, name, watch)
+    except SourceError as error:
+        verdict.damage(name, str(error))
+        return
+    if found != sha256:
+        verdict.damage(name, "changed: its bytes are not those that were signed")
+        return
+    verdict.objects += 1
+    verdict.bytes += size
+
+
+def digest(source: Source, name: str, watch: Watch = lambda _name, _size: None) -> str:
+    """SHA-256 of one object as it is stored, hex. Raises `SourceError`."""
+    blob = source.open(name)
+    state = hashlib.sha256()
+    try:
+        offset = 0
+        while data := blob.read_at(offset, CHUNK):
+            state.update(data)
+            offset += len(data)
+            watch(name, len(data))
+    finally:
+        blob.close()
+    return state.hexdigest()
+
+
+__all__ = ["DamagedError", "Finding", "RunVerdict", "Verdict", "digest", "verify"]

@@ -1,0 +1,303 @@
+"""One run: acquirers in the order of volatility, each item sealed while it streams into the store, all of it accounted.
+
+Evidence flows one way. What an acquirer cannot read is a gap and the run goes on; what the store refuses ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from acquirers.base import AcquirerError, Gap, Reason, State
+from agent import events
+from agent.custody.attempt import MAX_SEALED_GAPS, TOOL, Attempt, Counts, now
+from agent.custody.manifest import flag_record, gap_record, member_record, plain
+from agent.custody.records import is_object_name
+from agent.errors import ImpoundError, StoppedError, StoreError
+from agent.ids import uuid7
+from agent.preparation import check_place, prepare, read_recipients
+from agent.stores.directory import DirectoryStore
+from agent.stores.sealed import SUFFIX, SealedObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from acquirers.base import Acquirer, Flag, Item, Member
+    from agent.events import Observer
+    from agent.job import Job
+    from agent.preparation import Prepared
+    from agent.sealing import Recipient
+    from agent.stores.base import Store
+
+PROGRESS_EVERY_S = 0.25
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run."""
+
+    outcome: str = "failed"
+    """complete, gaps, stopped or failed."""
+    error: ImpoundError | None = None
+    run: str = ""
+    case: str = ""
+    host: str = ""
+    attempt: int = 1
+    location: str = ""
+    signer: str = ""
+    receipt_sha256: str = ""
+    counts: Counts = field(default_factory=Counts)
+    plaintext: int = 0
+    stored: int = 0
+    seconds: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_gaps: list[tuple[str, Gap]] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return {"complete": 0, "gaps": 1}.get(self.outcome, 3)
+
+
+class Stop:
+    """Tells a run to end. Set from a signal handler; looked at between chunks."""
+
+    def __init__(self) -> None:
+        self.signal = ""
+
+    def __call__(self, name: str) -> None:
+        self.signal = self.signal or name
+
+
+def run(job: Job, observe: Observer, stop: Stop | None = None) -> Outcome:
+    """Does what `job` asks. Raises `UsageError` before anything is read or created; then the outcome tells all."""
+    recipients = read_recipients(job)
+    prepared = prepare(job.selection, job.where)
+    check_place(job, prepared)
+    return _Run(job, recipients, prepared, observe, stop or Stop()).go()
+
+
+class _Run:
+    def __init__(
+        self, job: Job, recipients: list[Recipient], prepared: Prepared, observe: Observer, stop: Stop
+    ) -> None:
+        self._job, self._recipients, self._prepared = job, recipients, prepared
+        self._observe, self._stop = observe, stop
+        self._started = time.monotonic()
+        earlier = job.earlier
+        self._done = {one.object for one in earlier.whole} if earlier else set()
+        self._taken = {one.object for one in earlier.listed} if earlier else set()
+        facts = prepared.host.facts
+        self._machine = hashlib.sha256((facts.machine_id or facts.hostname).encode("utf-8")).hexdigest()
+        self._out = Outcome(
+            run=earlier.run if earlier else str(uuid7()),
+            case=job.case,
+            host=earlier.host if earlier else facts.host_key(),
+            left_out=prepared.left_out,
+        )
+
+    def go(self) -> Outcome:
+        out = self._out
+        store = self._open_store()
+        try:
+            attempt = Attempt(
+                store,
+                self._recipients,
+                run=out.run,
+                host=out.host,
+                machine=self._machine,
+                job=self._job,
+                asked=[acquirer.name for acquirer, _ in self._prepared.probes],
+            )
+        if self._job.earlier:
+            for one in self._job.earlier.whole:
+                attempt.manifest.add({"type": "earlier", **msgspec.to_builtins(one)})
+            for stored in self._job.earlier.listed:
+                attempt.manifest.add({"type": "listed", **msgspec.to_builtins(stored)})
+
+    def _take(self, store: Store, attempt: Attempt, acquirer: Acquirer, item: Item) -> None:
+        """Acquires one item into one object."""
+        self._check()
+        report = _Report(self, attempt, item.path, acquirer.name)
+        name = item.path + SUFFIX
+        if not is_object_name(name):
+            report.gap(Gap(Reason.INTERNAL, f"{acquirer.name} gave an item a name that is no object name"))
+            return
+        if name in self._done:
+            attempt.log.add("item-whole-already", {"object": name})
+            self._observe(events.ItemSkipped(item.path, name))
+            return
+        name = self._free(item.path)
+        report.item = name.removesuffix(SUFFIX)
+        if self._late():
+            report.gap(Gap(Reason.LIMIT, "the deadline came before it was begun"))
+            return
+        self._taken.add(name)
+        self._observe(events.ItemStarted(acquirer.name, report.item, item.estimate))
+        attempt.log.add("item-started", {"item": report.item})
+        attempt.manifest.add(
+            {
+                "type": "item",
+                "item": report.item,
+                "acquirer": acquirer.name,
+                "media_type": item.media_type,
+                "started": now(),
+                "about": plain(dict(item.about)),
+            }
+        )
+        out = SealedObject(store, report.item, self._recipients)
+        began = time.monotonic()
+        try:
+            self._pump(item, report, out)
+            sealed = out.commit()
+        except BaseException as error:
+            out.abort()
+            if isinstance(error, StoppedError):
+                report.gap(Gap(Reason.STOPPED, "the run was stopped while it was read: nothing of it is stored"))
+            raise
+        counts = report.counts
+        record: dict[str, object] = {
+            "type": "stored",
+            "item": report.item,
+            "object": name,
+            "size": sealed.ciphertext_size,
+            "sha256": sealed.ciphertext_sha256.hex(),
+            "plaintext_size": sealed.plaintext_size,
+            "plaintext_sha256": sealed.plaintext_sha256.hex(),
+            "members": counts.members,
+            "gaps": counts.gaps,
+            "flags": counts.flags,
+        }
+        attempt.manifest.add(record | {"ended": now()})
+        attempt.counts.items += 1
+        attempt.whole(name, sealed, counts, record | {"first_gaps": report.first_gaps})
+        self._out.plaintext += sealed.plaintext_size
+        self._out.stored += sealed.ciphertext_size
+        self._observe(
+            events.ItemDone(
+                report.item,
+                name,
+                sealed.plaintext_size,
+                sealed.ciphertext_size,
+                counts.members,
+                counts.gaps,
+                counts.flags,
+                time.monotonic() - began,
+            )
+        )
+
+    def _pump(self, item: Item, report: _Report, out: SealedObject) -> None:
+        """Reads an item to its end, or as far as it goes; what was read stays evidence either way."""
+        told = time.monotonic()
+        chunks = item.read(report)
+        try:
+            for chunk in _guarded(chunks, report, item.path):
+                out.write(chunk)
+                self._check()
+                moment = time.monotonic()
+                if moment - told >= PROGRESS_EVERY_S:
+                    told = moment
+                    counts = report.counts
+                    self._observe(
+                        events.ItemProgress(report.item, out.plaintext, out.stored, counts.members, counts.gaps)
+                    )
+                    if self._late():
+                        report.gap(Gap(Reason.LIMIT, "the deadline came while it was read: what follows is missing"))
+                        return
+        finally:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+
+    def _free(self, path: str) -> str:
+        """The object name of an item: its own, or the next that nothing has."""
+        name, number = path + SUFFIX, 2
+        stem, dot, suffix = path.rpartition(".")
+        while name in self._taken or name in self._done:
+            name = (f"{stem}-{number}.{suffix}" if dot else f"{path}-{number}") + SUFFIX
+            number += 1
+        return name
+
+    def _check(self) -> None:
+        if self._stop.signal:
+            raise StoppedError(f"stopped by {self._stop.signal}")
+
+    def _late(self) -> bool:
+        limit = self._job.limits.deadline_s
+        return limit is not None and time.monotonic() - self._started > limit
+
+    def note_gap(self, item: str, gap: Gap) -> None:
+        self._out.reasons[gap.reason] += 1
+        if len(self._out.first_gaps) < MAX_SEALED_GAPS:
+            self._out.first_gaps.append((item, gap))
+        self._observe(events.GapFound(item, gap))
+
+    def note_flag(self, item: str, flag: Flag) -> None:
+        self._observe(events.FlagRaised(item, flag))
+
+
+class _Report:
+    """Puts what an item tells into the manifest, and counts it."""
+
+    def __init__(self, run: _Run, attempt: Attempt, item: str, acquirer: str) -> None:
+        self._run, self._attempt = run, attempt
+        self.item = item
+        self._acquirer = acquirer
+        self.counts = Counts()
+        self.first_gaps: list[dict[str, object]] = []
+
+    def member(self, member: Member) -> None:
+        self.counts.members += 1
+        self._attempt.counts.members += 1
+        self._attempt.manifest.add(member_record(self.item, member))
+
+    def gap(self, gap: Gap) -> None:
+        self.counts.gaps += 1
+        self._attempt.counts.gaps += 1
+        record = gap_record(self.item, gap)
+        if not self.item:
+            record["acquirer"] = self._acquirer
+        if len(self.first_gaps) < MAX_SEALED_GAPS:
+            self.first_gaps.append(record)
+        self._attempt.manifest.add(record)
+        self._run.note_gap(self.item or self._acquirer, gap)
+
+    def flag(self, flag: Flag) -> None:
+        self.counts.flags += 1
+        self._attempt.counts.flags += 1
+        self._attempt.manifest.add(flag_record(self.item, flag))
+        self._run.note_flag(self.item or self._acquirer, flag)
+
+
+def _guarded(source: Iterator[T], report: _Report, what: str) -> Iterator[T]:
+    """Yields from an acquirer's iterator; whatever it raises becomes a gap and ends it, not the run."""
+    while True:
+        try:
+            value = next(source)
+        except StopIteration:
+            return
+        except AcquirerError as error:
+            report.gap(error.gap())
+            return
+        except Exception as error:  # noqa: BLE001 - a fault in one acquirer must not cost the others
+            detail = f"a fault of impound while reading {what}: {type(error).__name__}: {error}"
+            report.gap(Gap(Reason.INTERNAL, detail))
+            return
+        yield value
+
+
+def _identity(path: str) -> frozenset[tuple[int, int]]:
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return frozenset({(found.st_dev, found.st_ino)})
+    return frozenset()
