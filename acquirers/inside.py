@@ -1,4 +1,7 @@
-"""Whether this process runs in a container, from what the kernel shows: no file of the image is trusted alone."""
+"""Whether this process runs in a container, from what the kernel shows.
+
+Marker files such as `/.dockerenv` say nothing: images of virtual machines are built from containers, too.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,12 @@ import re
 from acquirers.mounts import parse_mountinfo
 
 _CGROUP = re.compile(rb"(docker|libpod|crio|cri-containerd|kubepods|ecstasks|/ecs/|lxc|machine-)")
+_BOUND = {b"/etc/hosts", b"/etc/hostname", b"/etc/resolv.conf"}
 _UPPER = re.compile(rb"/(overlay2|overlay|snapshots|containers/storage)/")
 
 
 def in_container(proc: bytes = b"/proc") -> str:
     """One line that says why this is a container, or "" when it is none."""
-    for marker in ("/.dockerenv", "/run/.containerenv"):
-        if os.path.exists(marker):
-            return f"{marker} is there"
     try:
         with open(os.path.join(proc, b"self/mountinfo"), "rb") as file:
             mounts = parse_mountinfo(file.read(4 << 20))
@@ -28,4 +29,6 @@ def in_container(proc: bytes = b"/proc") -> str:
         return "the root filesystem is a container's overlay"
     if _CGROUP.search(cgroup):
         return "process 1 is in a container's control group"
+    if len({mount.point for mount in mounts} & _BOUND) > 1:
+        return "a container runtime has mounted its own files over those in /etc"
     return ""

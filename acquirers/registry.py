@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from acquirers.containers.docker import Docker
-from acquirers.snapshot import Executables, Processes
-
 if TYPE_CHECKING:
     from acquirers.base import Acquirer
 
@@ -40,12 +37,19 @@ class UnknownAcquirerError(Exception):
 
 
 def acquirers() -> list[Acquirer]:
-    """New instances, in order. A companion bears its principal's name and is selected with it."""
+    """New instances, in order. `snapshot.executables` is the slow half of `snapshot.processes`, and goes with it."""
+    from acquirers.containers.docker import Docker
+    from acquirers.snapshot import Executables, Processes
+
     processes = Processes()
     return [processes, Executables(processes), Docker()]
 
 
+_COMPANIONS = {"snapshot.executables": "snapshot.processes"}
+
+
 def _matches(name: str, selector: str) -> bool:
+    name = _COMPANIONS.get(name, name)
     return not selector or name == selector or name.startswith(selector + ".")
 
 
@@ -60,7 +64,7 @@ def _check(selector: str, known: list[str]) -> None:
 def select(profile: str, only: list[str], skip: list[str]) -> list[Acquirer]:
     """The acquirers that a job asks for. Raises `UnknownAcquirerError`."""
     found = acquirers()
-    known = [acquirer.name for acquirer in found]
+    known = [acquirer.name for acquirer in found if acquirer.name not in _COMPANIONS]
     for selector in (*only, *skip):
         _check(selector, known)
     wanted = only or list(_PROFILES[profile])

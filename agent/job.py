@@ -68,9 +68,9 @@ class Earlier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     run: str
     host: str
+    machine: str
     attempt: Positive
     """Of the last one."""
-    started: str
     signers: list[str]
     whole: list[WholeObject]
     listed: list[Stored]

@@ -6,7 +6,6 @@ Evidence flows one way. What an acquirer cannot read is a gap and the run goes o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import resource
 import sys
@@ -22,7 +21,8 @@ from agent import events
 from agent.custody.attempt import MAX_SEALED_GAPS, TOOL, Attempt, Counts, now
 from agent.custody.manifest import flag_record, gap_record, member_record, plain
 from agent.custody.records import is_object_name
-from agent.errors import ImpoundError, StoppedError, StoreError
+from agent.custody.resuming import machine_of
+from agent.errors import ImpoundError, StoppedError, StoreError, UsageError
 from agent.ids import uuid7
 from agent.preparation import check_place, prepare, read_recipients
 from agent.stores.directory import DirectoryStore
@@ -62,7 +62,10 @@ class Outcome:
     seconds: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
     first_gaps: list[tuple[str, Gap]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    """Acquirers that found nothing of their kind here: neither gap nor flag."""
     left_out: tuple[str, ...] = ()
+    """What the profile asks for and this version does not have."""
 
     @property
     def exit_code(self) -> int:
@@ -98,7 +101,9 @@ class _Run:
         self._done = {one.object for one in earlier.whole} if earlier else set()
         self._taken = {one.object for one in earlier.listed} if earlier else set()
         facts = prepared.host.facts
-        self._machine = hashlib.sha256((facts.machine_id or facts.hostname).encode("utf-8")).hexdigest()
+        self._machine = machine_of(prepared.host)
+        if earlier and earlier.machine != self._machine:
+            raise UsageError(f"the run {earlier.run} is of another machine: resume it there, or begin a new run here")
         self._out = Outcome(
             run=earlier.run if earlier else str(uuid7()),
             case=job.case,
@@ -118,6 +123,116 @@ class _Run:
                 machine=self._machine,
                 job=self._job,
                 asked=[acquirer.name for acquirer, _ in self._prepared.probes],
+            )
+            out.counts, out.signer, out.attempt = attempt.counts, attempt.key.signer, attempt.number
+            out.location = store.location
+            self._observe(events.RunStarted(out.run, out.case, out.host, out.attempt, out.signer, out.location))
+            try:
+                self._acquire(store, attempt)
+                out.outcome = "gaps" if attempt.counts.gaps else "complete"
+            except ImpoundError as error:
+                out.error = error
+                out.outcome = "stopped" if isinstance(error, StoppedError) else "failed"
+            self._close(attempt)
+        except StoreError as error:
+            out.error, out.outcome = out.error or error, "failed"
+        finally:
+            store.close()
+            out.seconds = time.monotonic() - self._started
+        self._observe(events.RunEnded(out.outcome))
+        return out
+
+    def _open_store(self) -> Store:
+        out = self._out
+        path = f"{out.case}/{out.host}/{out.run}"
+        return DirectoryStore(self._job.to, path, resume=self._job.earlier is not None)
+
+    def _close(self, attempt: Attempt) -> None:
+        out = self._out
+        finished = out.error is None
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        footprint = {
+            "seconds": round(time.monotonic() - self._started, 3),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+            "max_resident_kib": usage.ru_maxrss,
+            "stored_bytes": out.stored,
+        }
+        try:
+            attempt.manifest.add({"type": "footprint", **footprint})
+            attempt.log.add("footprint", footprint)
+            if out.error is not None:
+                attempt.log.add("stopped", {"error": str(out.error)})
+            out.receipt_sha256 = attempt.close(out.outcome, finished=finished)
+        except StoreError:
+            attempt.abort()
+            if finished:
+                raise
+            # The store failed already, and says so; that it cannot take the account either is no other fact.
+
+    # -- acquiring ----------------------------------------------------------------------------------------------------
+
+    def _acquire(self, store: Store, attempt: Attempt) -> None:
+        self._introduce(attempt)
+        scope = replace(self._prepared.scope, exclude=_identity(self._job.to))
+        for acquirer, availability in self._prepared.probes:
+            self._check()
+            self._observe(events.AcquirerStarted(acquirer.name, availability))
+            attempt.log.add("acquirer", {"name": acquirer.name, "state": availability.state})
+            if availability.state is State.ABSENT:
+                self._out.absent.append(acquirer.name)
+                continue
+            report = _Report(self, attempt, "", acquirer.name)
+            if availability.state is State.UNAVAILABLE:
+                remedy = f"; {availability.remedy}" if availability.remedy else ""
+                report.gap(Gap(Reason.DENIED, f"{acquirer.name}: {availability.reason}{remedy}"))
+                continue
+            if self._late():
+                report.gap(Gap(Reason.LIMIT, f"{acquirer.name}: the deadline came before it was begun"))
+                continue
+            items = acquirer.items(self._prepared.host, scope)
+            for item in _guarded(items, report, acquirer.name):
+                self._take(store, attempt, acquirer, item)
+
+    def _introduce(self, attempt: Attempt) -> None:
+        """The first lines of manifest and log: who runs what, where, on what."""
+        facts = self._prepared.host.facts.as_dict()
+        attempt.manifest.add(
+            {
+                "type": "run",
+                "run": self._out.run,
+                "attempt": attempt.number,
+                "case": self._out.case,
+                "host": self._out.host,
+                "started": attempt.started,
+                "tool": TOOL,
+                "python": sys.version.split()[0],
+                "signer": attempt.key.signer,
+                "job": msgspec.to_builtins(msgspec.structs.replace(self._job, earlier=None)),
+                "machine": plain(facts),
+                "not_in_this_version": list(self._prepared.left_out),
+            }
+        )
+        attempt.log.add(
+            "attempt-started",
+            {
+                "run": self._out.run,
+                "attempt": attempt.number,
+                "tool": TOOL,
+                "pid": os.getpid(),
+                "arguments": [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv],
+                "signer": attempt.key.signer,
+                "machine": plain({"boot_id": facts["boot_id"], "clock": facts["clock"]}),
+            },
+        )
+        for acquirer, availability in self._prepared.probes:
+            attempt.manifest.add(
+                {
+                    "type": "acquirer",
+                    "name": acquirer.name,
+                    "state": availability.state,
+                    "reason": availability.reason,
+                    "remedy": availability.remedy,
+                }
             )
         if self._job.earlier:
             for one in self._job.earlier.whole:

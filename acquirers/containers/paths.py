@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from acquirers.host import Host
     from acquirers.mounts import Mount
@@ -27,6 +27,13 @@ def mount_of(mounts: Iterable[Mount], path: bytes) -> Mount | None:
         if within(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
             best = mount
     return best
+
+
+def other_paths(mounts: Iterable[Mount], mount: Mount) -> Iterator[bytes]:
+    """Where else the directory that is mounted there can be seen: a bind mount's source."""
+    for other in mounts:
+        if other.mount_id != mount.mount_id and other.device == mount.device and within(mount.root, other.root):
+            yield (other.point.rstrip(b"/") + mount.root[len(other.root.rstrip(b"/")) :]).rstrip(b"/") or b"/"
 
 
 def links_on_the_way(host: Host, path: bytes) -> list[bytes]:

@@ -43,16 +43,14 @@ class Sealer:
 
     def __init__(self, recipients: Sequence[Recipient], sink: Sink, *, level: int = DEFAULT_LEVEL) -> None:
         """Make a file key and wrap it; the sink is not called yet. Raises `UsageError` without recipients."""
-        self._sink = sink
         self._compressor = FrameCompressor(level)
-        self._age = AgeWriter(recipients, self._push)
+        self._ciphertext = _Measured(sink)
+        self._age = AgeWriter(recipients, self._ciphertext.push)
         self._frames = FrameWriter(self._age.write)
         self._block = memoryview(bytearray(FRAME_SIZE))
         self._block_size = 0
         self._plaintext = hashlib.sha256()
         self._plaintext_size = 0
-        self._ciphertext = hashlib.sha256()
-        self._ciphertext_size = 0
         self._open = True
 
     @property
@@ -63,7 +61,7 @@ class Sealer:
     @property
     def ciphertext_size(self) -> int:
         """Bytes handed to the sink so far."""
-        return self._ciphertext_size
+        return self._ciphertext.size
 
     def write(self, buffer: Buffer) -> None:
         """Seal `buffer`, which may be reused when this returns."""
@@ -87,7 +85,8 @@ class Sealer:
             self._seal_block()
         self._frames.finish()
         self._age.finish()
-        return Sealed(self._plaintext_size, self._plaintext.digest(), self._ciphertext_size, self._ciphertext.digest())
+        sealed = self._ciphertext
+        return Sealed(self._plaintext_size, self._plaintext.digest(), sealed.size, sealed.sha256.digest())
 
     def _begin(self) -> None:
         """Refuse to go on after the end or a failure, and stay closed until the call is through."""
@@ -101,9 +100,24 @@ class Sealer:
         self._frames.append(self._compressor.compress(block))
         self._block_size = 0
 
-    def _push(self, piece: memoryview) -> None:
-        self._ciphertext.update(piece)
-        self._ciphertext_size += len(piece)
+
+class _Measured:
+    """A sink that counts and digests what it hands on.
+
+    Not a method of `Sealer`: that would be a cycle of references, and would keep the buffers and the key of an object
+    that is done until the garbage collector comes by.
+    """
+
+    __slots__ = ("_sink", "sha256", "size")
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def push(self, piece: memoryview) -> None:
+        self.sha256.update(piece)
+        self.size += len(piece)
         self._sink(piece)
 
 

@@ -266,3 +266,12 @@ def _find(path: str, depth: int, runs: list[str]) -> None:
     elif depth:
         for name in sorted(name for name, directory in names.items() if directory):
             _find(os.path.join(path, name), depth - 1, runs)
+
+
+def sweep_partials(path: str) -> None:
+    """Removes what writers that died left half below a run, on filesystems without unnamed files."""
+    for directory, _, names in os.walk(path):
+        for name in names:
+            if name.startswith(PARTIAL):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(directory, name))

@@ -6,10 +6,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from acquirers.files import pax
+from acquirers.files import pax, sparse
 from acquirers.syscalls import Stat
 
 INT64 = 1 << 63
@@ -77,6 +77,7 @@ xattrs = st.dictionaries(names, st.binary(max_size=300), max_size=5)
 @example(b"path", b"x" * 93)
 @example(b"path", b"x" * 990)
 @example(b"path", b"x" * 9987)
+@settings(deadline=None)
 def test_a_record_counts_its_own_digits(keyword: bytes, value: bytes) -> None:
     line = pax.record(keyword, value)
     length, _, rest = line.partition(b" ")
@@ -85,6 +86,7 @@ def test_a_record_counts_its_own_digits(keyword: bytes, value: bytes) -> None:
 
 
 @given(times)
+@settings(deadline=None)
 def test_a_time_is_exact(ns: int) -> None:
     assert Fraction(pax.time_text(ns).decode()) * 10**9 == ns
 
@@ -107,6 +109,7 @@ def test_a_time_has_nine_digits(ns: int, text: bytes) -> None:
 
 
 @given(names, stats, xattrs)
+@settings(deadline=None)
 def test_nothing_that_stat_can_say_breaks_a_header(name: bytes, stat: Stat, attributes: dict[bytes, bytes]) -> None:
     head, left_out = pax.encode(pax.Header(b"[root]/" + name, tarfile.REGTYPE, stat, xattrs=attributes))
     assert not left_out
@@ -128,6 +131,7 @@ def test_nothing_that_stat_can_say_breaks_a_header(name: bytes, stat: Stat, attr
 
 
 @given(names, names, stats)
+@settings(deadline=None)
 def test_link_names_come_back(name: bytes, target: bytes, stat: Stat) -> None:
     head, _ = pax.encode(pax.Header(b"[root]/" + name, tarfile.SYMTYPE, stat, target))
     info = parse(head)
@@ -136,6 +140,7 @@ def test_link_names_come_back(name: bytes, target: bytes, stat: Stat) -> None:
 
 
 @given(names, names)
+@settings(deadline=None)
 def test_the_blocks_themselves_are_ascii(name: bytes, target: bytes) -> None:
     """Go's archive/tar tells formats apart by it; libarchive needs a link name to be there at all."""
     block = pax.encode(pax.Header(b"[root]/" + name, tarfile.SYMTYPE, make_stat(), target))[0][-512:]
@@ -212,6 +217,7 @@ def test_one_enormous_attribute_is_left_out() -> None:
 
 
 @given(st.integers(0, 1000).map(lambda extra: b"/d" * (pax.NAME_LIMIT // 2 + extra)), st.sampled_from([b"", b"/"]))
+@settings(deadline=None)
 def test_a_name_that_is_too_long_is_cut_to_one_of_its_own(name: bytes, slash: bytes) -> None:
     cut = pax.cut_name(name + slash)
     assert len(cut) <= pax.NAME_LIMIT
@@ -229,6 +235,34 @@ def test_sizes_beyond_the_octal_field(tmp_path: Path, size: int) -> None:
         file.write(SENTINEL + pax.end_of_archive())
     with tarfile.open(path) as tar:
         assert [(info.name, info.size) for info in tar] == [("[root]/large", size), ("[root]/sentinel", 0)]
+
+
+@pytest.mark.parametrize(
+    ("extents", "size", "text"),
+    [
+        ([], 20 << 30, b"1\n21474836480\n0\n"),
+        ([(4096, 7)], 4103, b"1\n4096\n7\n"),
+        ([(0, 4096)], 8192, b"2\n0\n4096\n8192\n0\n"),
+        ([(0, 5), (9 << 30, 5)], (9 << 30) + 6, b"3\n0\n5\n9663676416\n5\n9663676422\n0\n"),
+        ([(0, 0), (3, 5), (9, 0)], 9, b"2\n3\n5\n9\n0\n"),
+    ],
+)
+def test_maps_of_sparse_files(extents: list[tuple[int, int]], size: int, text: bytes) -> None:
+    assert sparse.sparse_map(extents, size) == text + bytes(-len(text) % 512)
+
+
+def test_a_sparse_member_of_more_than_8_gib_does_not_hide_the_next(tmp_path: Path) -> None:
+    """With a `size` record tarfile would lose the member behind it; the base-256 field is read by all."""
+    size, stored = 20 << 30, 9 << 30
+    extents = sparse.sparse_map([(1 << 30, stored)], size)
+    header = pax.Header(b"[root]/lastlog", tarfile.REGTYPE, make_stat(), size=len(extents) + stored, real_size=size)
+    path = tmp_path / "large.tar"
+    with path.open("wb") as file:
+        file.write(pax.encode(header)[0] + extents)
+        file.seek(stored, io.SEEK_CUR)
+        file.write(SENTINEL + pax.end_of_archive())
+    with tarfile.open(path) as tar:
+        assert [(info.name, info.size) for info in tar] == [("[root]/lastlog", size), ("[root]/sentinel", 0)]
 
 
 def test_device_numbers() -> None:

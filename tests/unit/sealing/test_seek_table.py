@@ -71,7 +71,7 @@ def test_the_bytes_are_those_of_the_format() -> None:
 
 
 sizes = st.integers(1, MAX_FRAME_SIZE)
-frames = st.lists(st.tuples(st.integers(1, 1000), sizes, st.integers(0, (1 << 32) - 1)), min_size=1, max_size=50)
+frames = st.lists(st.tuples(st.integers(1, 60), sizes, st.integers(0, (1 << 32) - 1)), min_size=1, max_size=50)
 
 
 @given(frames, st.data())

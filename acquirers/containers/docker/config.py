@@ -1,0 +1,283 @@
+"""What `config.v2.json` and `hostconfig.json` say of a container, as far as the acquisition or its manifest needs it.
+
+Every field is decoded by itself, so that one of the wrong type costs that field and no other. Format: moby
+`daemon/container/container.go`, `state.go`, `api/types/container/hostconfig.go`. Nothing here is believed: no path
+in these records is ever opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from acquirers.containers.records import MalformedError, decode
+
+_TEXT = 512
+"""Characters that are kept of a word; a path may have `_PATH`."""
+_PATH = 4096
+_MAX_MOUNTS = 256
+_MAX_PART = 1 << 18
+"""Bytes of one nested object (labels, mounts) that are decoded: what they become in memory is many times as much."""
+_NEVER = "0001-01-01T00:00:00Z"
+_HOST_CONFIG = (
+    "Privileged ReadonlyRootfs AutoRemove NetworkMode PidMode IpcMode UTSMode UsernsMode CgroupnsMode Runtime "
+    "CapAdd CapDrop SecurityOpt PublishAllPorts"
+).split()
+
+_T = TypeVar("_T")
+_Raw = msgspec.Raw
+_EMPTY = msgspec.Raw(b"")
+
+
+class _Config(msgspec.Struct, rename={"id": "ID"}):
+    id: _Raw = _EMPTY
+    Name: _Raw = _EMPTY
+    Driver: _Raw = _EMPTY
+    Image: _Raw = _EMPTY
+    Created: _Raw = _EMPTY
+    LogPath: _Raw = _EMPTY
+    RestartCount: _Raw = _EMPTY
+    State: _Raw = _EMPTY
+    Config: _Raw = _EMPTY
+    MountPoints: _Raw = _EMPTY
+
+
+class _State(msgspec.Struct):
+    Running: _Raw = _EMPTY
+    Paused: _Raw = _EMPTY
+    Restarting: _Raw = _EMPTY
+    RemovalInProgress: _Raw = _EMPTY
+    Dead: _Raw = _EMPTY
+    OOMKilled: _Raw = _EMPTY
+    Pid: _Raw = _EMPTY
+    ExitCode: _Raw = _EMPTY
+    StartedAt: _Raw = _EMPTY
+    FinishedAt: _Raw = _EMPTY
+
+
+class _Inner(msgspec.Struct):
+    Image: _Raw = _EMPTY
+    Hostname: _Raw = _EMPTY
+    Labels: _Raw = _EMPTY
+
+
+class _Mount(msgspec.Struct):
+    Type: _Raw = _EMPTY
+    Name: _Raw = _EMPTY
+    Source: _Raw = _EMPTY
+    Destination: _Raw = _EMPTY
+    Driver: _Raw = _EMPTY
+    RW: _Raw = _EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """What the record says is mounted into the container."""
+
+    kind: str
+    name: str
+    source: str
+    destination: str
+    driver: str
+    writable: bool
+
+    def about(self) -> dict[str, object]:
+        return {
+            "type": self.kind,
+            "name": self.name,
+            "source": _bytes(self.source),
+            "destination": _bytes(self.destination),
+            "driver": self.driver,
+            "writable": self.writable,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRecord:
+    """One container as its daemon last wrote it down."""
+
+    id: str = ""
+    name: str = ""
+    driver: str = ""
+    image_id: str = ""
+    image: str = ""
+    hostname: str = ""
+    state: str = "unknown"
+    pid: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    restarts: int = 0
+    created: str = ""
+    started: str = ""
+    finished: str = ""
+    log_path: str = ""
+    labels: int | None = None
+    mounts: tuple[MountPoint, ...] = ()
+    complaints: tuple[str, ...] = field(default=(), compare=False)
+    """What of the record could not be read."""
+
+
+class _Fields:
+    """Decodes one field after the other and notes which ones are not what they should be."""
+
+    def __init__(self) -> None:
+        self.complaints: list[str] = []
+
+    def take(self, raw: msgspec.Raw, kind: type[_T], default: _T, name: str) -> _T:
+        data = bytes(raw)
+        if data in {b"", b"null"}:
+            return default
+        if len(data) > _MAX_PART:
+            self.complaints.append(f"{name}: {len(data)} bytes")
+            return default
+        try:
+            return decode(data, kind)
+        except MalformedError as error:
+            self.complaints.append(f"{name}: {error}")
+            return default
+
+    def text(self, raw: msgspec.Raw, name: str, limit: int = _TEXT) -> str:
+        return self.take(raw, str, "", name)[:limit]
+
+
+def parse_config(data: bytes) -> ContainerRecord:
+    """`config.v2.json`. Raises `MalformedError` when it is no JSON object."""
+    config = decode(data, _Config)
+    fields = _Fields()
+    state = fields.take(config.State, _State, _State(), "State")
+    inner = fields.take(config.Config, _Inner, _Inner(), "Config")
+    started = fields.text(state.StartedAt, "State.StartedAt", 64)
+    return ContainerRecord(
+        id=fields.text(config.id, "ID"),
+        name=fields.text(config.Name, "Name"),
+        driver=fields.text(config.Driver, "Driver", 64),
+        image_id=fields.text(config.Image, "Image"),
+        image=fields.text(inner.Image, "Config.Image"),
+        hostname=fields.text(inner.Hostname, "Config.Hostname"),
+        state=_state(fields, state, started),
+        pid=fields.take(state.Pid, int, 0, "State.Pid"),
+        exit_code=fields.take(state.ExitCode, int, 0, "State.ExitCode") if bytes(state.ExitCode) else None,
+        oom_killed=fields.take(state.OOMKilled, bool, False, "State.OOMKilled"),  # noqa: FBT003
+        restarts=fields.take(config.RestartCount, int, 0, "RestartCount"),
+        created=fields.text(config.Created, "Created", 64),
+        started="" if started == _NEVER else started,
+        finished=_time(fields.text(state.FinishedAt, "State.FinishedAt", 64)),
+        log_path=fields.text(config.LogPath, "LogPath", _PATH),
+        labels=len(fields.take(inner.Labels, dict[str, _Raw], {}, "Config.Labels")),
+        mounts=_mounts(fields, config.MountPoints),
+        complaints=tuple(fields.complaints[:20]),
+    )
+
+
+def _time(text: str) -> str:
+    return "" if text == _NEVER else text
+
+
+def _state(fields: _Fields, state: _State, started: str) -> str:
+    """One word, as `docker ps` says it: `State.StateString`, moby daemon/container/state.go."""
+
+    def is_set(raw: msgspec.Raw, name: str) -> bool:
+        return fields.take(raw, bool, False, "State." + name)  # noqa: FBT003
+
+    if is_set(state.Running, "Running"):
+        if is_set(state.Paused, "Paused"):
+            return "paused"
+        return "restarting" if is_set(state.Restarting, "Restarting") else "running"
+    if is_set(state.RemovalInProgress, "RemovalInProgress"):
+        return "removing"
+    if is_set(state.Dead, "Dead"):
+        return "dead"
+    return "created" if started in {"", _NEVER} else "exited"
+
+
+def _mounts(fields: _Fields, raw: msgspec.Raw) -> tuple[MountPoint, ...]:
+    found = []
+    points = fields.take(raw, dict[str, _Raw], {}, "MountPoints")
+    if len(points) > _MAX_MOUNTS:
+        fields.complaints.append(f"MountPoints: {len(points)} of them, {_MAX_MOUNTS} were looked at")
+    for destination, value in list(points.items())[:_MAX_MOUNTS]:
+        name = f"MountPoints[{destination[:80]!r}]"
+        point = fields.take(value, _Mount, _Mount(), name)
+        found.append(
+            MountPoint(
+                kind=fields.text(point.Type, name + ".Type", 32),
+                name=fields.text(point.Name, name + ".Name"),
+                source=fields.text(point.Source, name + ".Source", _PATH),
+                destination=fields.text(point.Destination, name + ".Destination", _PATH) or destination[:_PATH],
+                driver=fields.text(point.Driver, name + ".Driver", 128),
+                writable=fields.take(point.RW, bool, False, name + ".RW"),  # noqa: FBT003
+            )
+        )
+    return tuple(found)
+
+
+def parse_host_config(data: bytes) -> dict[str, object]:
+    """What of `hostconfig.json` a person looks at first: privileges, namespaces, the log driver.
+
+    Raises `MalformedError` when it is no JSON object.
+    """
+    document = decode(data, _HostConfig)
+    found: dict[str, object] = {}
+    for name in _HOST_CONFIG:
+        value = _plain(getattr(document, name))
+        if value not in (None, "", False, []):
+            found[name] = value
+    log = _plain(document.LogConfig)
+    if isinstance(log, dict):
+        found["LogConfig"] = {key: value for key, value in log.items() if key in {"Type", "Config"}}
+    return found
+
+
+class _HostConfig(msgspec.Struct):
+    Privileged: _Raw = _EMPTY
+    ReadonlyRootfs: _Raw = _EMPTY
+    AutoRemove: _Raw = _EMPTY
+    NetworkMode: _Raw = _EMPTY
+    PidMode: _Raw = _EMPTY
+    IpcMode: _Raw = _EMPTY
+    UTSMode: _Raw = _EMPTY
+    UsernsMode: _Raw = _EMPTY
+    CgroupnsMode: _Raw = _EMPTY
+    Runtime: _Raw = _EMPTY
+    CapAdd: _Raw = _EMPTY
+    CapDrop: _Raw = _EMPTY
+    SecurityOpt: _Raw = _EMPTY
+    PublishAllPorts: _Raw = _EMPTY
+    LogConfig: _Raw = _EMPTY
+
+
+def _plain(raw: msgspec.Raw) -> object:
+    """A small JSON value as it is; what is large or malformed is None: the file itself is in the archive."""
+    data = bytes(raw)
+    if not 0 < len(data) <= 8192:
+        return None
+    try:
+        return decode(data, object)
+    except MalformedError:
+        return None
+
+
+def volume_names(record: ContainerRecord) -> tuple[bytes, ...]:
+    """The names under which the record's local volumes lie, each once."""
+    found: dict[bytes, None] = {}
+    for mount in record.mounts:
+        if mount.kind == "volume" and mount.driver in {"", "local"} and mount.name:
+            found[_bytes(mount.name)] = None
+    return tuple(found)
+
+
+def is_container_id(name: bytes | str) -> bool:
+    text = name if isinstance(name, bytes) else _bytes(name)
+    return re.fullmatch(rb"[0-9a-f]{64}", text) is not None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def about_mounts(mounts: tuple[MountPoint, ...]) -> list[Mapping[str, object]]:
+    return [mount.about() for mount in mounts]

@@ -1,0 +1,331 @@
+"""From a container to its writable layer and the image layers below it: layerdb and the overlay directories.
+
+Two independent records say which layers belong together: layerdb (`image/<driver>/layerdb`: chain ids, parents and
+cache ids) and the driver's own `lower` files with their short links (`<driver>/l/XXXX -> ../<id>/diff`). Both are
+read; what either of them names is taken, and that they disagree is a finding. Format: moby `layer/filestore.go`,
+`daemon/graphdriver/overlay2/overlay.go`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
+from acquirers.containers.records import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from acquirers.containers.docker.areas import Areas
+    from acquirers.containers.records import Records
+
+OVERLAYS = ("overlay2", "fuse-overlayfs")
+"""Drivers whose directories are laid out as this module reads them."""
+
+UNSUPPORTED = {
+    "overlay": "the first overlay driver, removed from Docker 24: its layers are hard-linked copies",
+    "aufs": "removed from Docker 24: its layers are in aufs/diff",
+    "vfs": "each layer is a full copy of all files in vfs/dir",
+    "btrfs": "layers are subvolumes in btrfs/subvolumes",
+    "zfs": "layers are datasets of a pool, not directories",
+    "devicemapper": "layers are thin block devices: take an image of the disk",
+    "windowsfilter": "Windows containers",
+}
+"""Drivers of the classic store that this version does not read, and what that means."""
+
+# Cache ids are 64 hexadecimal digits, or what BuildKit names its snapshots.
+_LAYER_ID = re.compile(r"[0-9a-f]{64}|[0-9a-z]{25}")
+_MOUNT_ID = re.compile(r"[0-9a-f]{64}")
+_INIT_ID = re.compile(r"[0-9a-f]{64}-init")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_SHORT = re.compile(rb"l/([A-Z0-9]{26})")
+_TARGET = re.compile(rb"\.\./([0-9a-f]{64}-init|[0-9a-f]{64}|[0-9a-z]{25})/diff")
+_MAX_CHAIN = 500
+_MAX_LOWER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image layer: `<root>/<driver>/<id>`."""
+
+    driver: str
+    id: str
+    """The cache id, which names its directory."""
+    chain_id: str = ""
+    diff_id: str = ""
+    """Digest of the layer's uncompressed tar, as the image's configuration names it."""
+    size: int | None = None
+    """Bytes of the layer's files, as layerdb has it."""
+
+
+@dataclass(slots=True)
+class Writable:
+    """What a container wrote, and what lies below it."""
+
+    driver: str
+    mount_id: str
+    init_id: str = ""
+    layers: tuple[Layer, ...] = ()
+    """Image layers, the topmost first."""
+    links: tuple[bytes, ...] = ()
+    """Names in `<driver>/l` of all these directories."""
+    gaps: list[Gap] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Chain:
+    """One opinion on what lies below a container."""
+
+    layers: list[Layer] = field(default_factory=list)
+    trouble: list[Gap] = field(default_factory=list)
+
+
+class LayerStore:
+    """The layers of one data root. Nothing here raises for what the disk holds."""
+
+    def __init__(self, areas: Areas) -> None:
+        self._areas = areas
+        self._layers: dict[tuple[str, str], tuple[Layer, str]] = {}
+        self._by_id: dict[tuple[str, str], Layer] = {}
+
+    def writable(self, container: str, driver: str) -> Writable | None:
+        """The writable layer of a container. None when layerdb has no record of it."""
+        image = self._areas.image
+        for name in self._drivers(driver):
+            where = (name.encode(), b"layerdb", b"mounts", container.encode())
+            if image is not None and _is_directory(image, where):
+                return self._mounted(image, name, where)
+        return None
+
+    def from_mount_id(self, driver: str, mount_id: str) -> Writable | None:
+        """The writable layer that is known by its directory only. None when there is no such directory."""
+        overlay = self._areas.overlay(driver)
+        if overlay is None or not _MOUNT_ID.fullmatch(mount_id) or not _is_directory(overlay, (mount_id.encode(),)):
+            return None
+        found = Writable(driver, mount_id)
+        if _is_directory(overlay, (mount_id.encode() + b"-init",)):
+            found.init_id = mount_id + "-init"
+        chain = self._by_links(found, overlay)
+        found.layers = tuple(chain.layers)
+        found.gaps += chain.trouble
+        self._add_links(found, overlay)
+        return found
+
+    def mounts(self) -> dict[str, str]:
+        """Container id -> driver, of all containers that layerdb knows."""
+        found: dict[str, str] = {}
+        image = self._areas.image
+        for driver in self._drivers(""):
+            if image is None:
+                break
+            for name, kind in self._areas.listing(image, driver.encode(), b"layerdb", b"mounts"):
+                if kind is Kind.DIRECTORY and _MOUNT_ID.fullmatch(name.decode("latin-1")):
+                    found.setdefault(name.decode("ascii"), driver)
+        return found
+
+    def unclaimed(self, claimed: set[str]) -> list[tuple[str, str]]:
+        """(driver, mount id) of writable layers that no container claims: they have an init layer beside them."""
+        found = []
+        for driver in OVERLAYS:
+            overlay = self._areas.overlay(driver)
+            if overlay is None:
+                continue
+            names = {name.decode("latin-1") for name, kind in self._areas.listing(overlay) if kind is Kind.DIRECTORY}
+            for name in sorted(names):
+                mount_id = name.removesuffix("-init")
+                if _INIT_ID.fullmatch(name) and mount_id in names and mount_id not in claimed:
+                    found.append((driver, mount_id))
+        return found
+
+    def _drivers(self, first: str) -> list[str]:
+        names = [name for name in self._areas.image_drivers if name != first]
+        return [first, *names] if first in self._areas.image_drivers else names
+
+    def _mounted(self, image: Records, driver: str, where: tuple[bytes, ...]) -> Writable | None:
+        path = self._areas.image_path + b"/" + b"/".join(where)
+        found = Writable(driver, "")
+        try:
+            found.mount_id = _word(image, _MOUNT_ID, "mount-id", *where)
+        except (OSError, MalformedError) as error:
+            found.gaps.append(_gap("the writable layer cannot be found", error, path + b"/mount-id"))
+            return found
+        try:
+            found.init_id = _word(image, _INIT_ID, "init-id", *where)
+        except FileNotFoundError:
+            pass  # not every kind of container has one
+        except (OSError, MalformedError) as error:
+            found.gaps.append(_gap("the init layer cannot be found", error, path + b"/init-id"))
+        if driver not in OVERLAYS:
+            meaning = UNSUPPORTED.get(driver, "a driver that this version does not know")
+            found.gaps.append(Gap(Reason.UNSUPPORTED, f"the writable layer, driver {driver[:40]!r}: {meaning}", path))
+            return found
+        overlay = self._areas.overlay(driver)
+        if overlay is None:
+            detail = f"the directory {driver} of the writable layer is not there"
+            found.gaps.append(Gap(Reason.MALFORMED, detail, path))
+            return found
+        if not _is_directory(overlay, (found.mount_id.encode(),)):
+            directory = self._areas.overlay_path(driver) + b"/" + found.mount_id.encode()
+            found.gaps.append(Gap(Reason.VANISHED, "the writable layer is not there", directory))
+        self._join(found, self._by_layerdb(image, driver, where, overlay), self._by_links(found, overlay), path)
+        self._add_links(found, overlay)
+        return found
+
+    def _join(self, found: Writable, by_layerdb: _Chain, by_links: _Chain, path: bytes) -> None:
+        """Both opinions together. Only what neither of them leads to is a gap."""
+        known = {layer.id for layer in by_layerdb.layers}
+        more = [layer for layer in by_links.layers if layer.id not in known]
+        found.layers = (*by_layerdb.layers, *more)
+        if by_layerdb.trouble and by_links.trouble:
+            found.gaps += by_layerdb.trouble + by_links.trouble
+            return
+        for chain, other in ((by_layerdb, "the overlay's own records"), (by_links, "layerdb")):
+            for gap in chain.trouble:
+                detail = f"{gap.detail}; all image layers are known from {other}"
+                found.flags.append(Flag(FlagKind.FINDING, detail, gap.where))
+        same = [layer.id for layer in by_layerdb.layers] == [layer.id for layer in by_links.layers]
+        if not (same or by_layerdb.trouble or by_links.trouble):
+            detail = "layerdb and the overlay's own records name different image layers: both are taken"
+            found.flags.append(Flag(FlagKind.FINDING, detail, path))
+
+    def _by_layerdb(self, image: Records, driver: str, where: tuple[bytes, ...], overlay: Records) -> _Chain:
+        chain = _Chain()
+        path = self._areas.image_path + b"/" + b"/".join(where)
+        try:
+            digest = _word(image, _DIGEST, "parent", *where)
+        except FileNotFoundError:
+            return chain  # an image without layers
+        except (OSError, MalformedError) as error:
+            chain.trouble.append(_gap("the parent cannot be found", error, path + b"/parent"))
+            return chain
+        seen: set[str] = set()
+        while digest:
+            where = (driver.encode(), b"layerdb", b"sha256", digest.removeprefix("sha256:").encode())
+            path = self._areas.image_path + b"/" + b"/".join(where)
+            if digest in seen or len(seen) >= _MAX_CHAIN:
+                fault = "leads back to itself" if digest in seen else f"has more than {_MAX_CHAIN} layers"
+                chain.trouble.append(Gap(Reason.MALFORMED, f"the chain of image layers {fault}", path))
+                break
+            seen.add(digest)
+            try:
+                layer, parent = self._layer(image, driver, digest, where)
+            except (OSError, MalformedError) as error:
+                chain.trouble.append(_gap("an image layer cannot be found", error, path))
+                break
+            self._add(chain, layer, overlay, path)
+            digest = parent
+        return chain
+
+    def _layer(self, image: Records, driver: str, digest: str, where: tuple[bytes, ...]) -> tuple[Layer, str]:
+        """One record of layerdb and its parent, read once however many containers stand on it."""
+        known = self._layers.get((driver, digest))
+        if known is not None:
+            return known
+        cache_id = _word(image, _LAYER_ID, "cache-id", *where)
+        try:
+            parent = _word(image, _DIGEST, "parent", *where)
+        except FileNotFoundError:
+            parent = ""  # the lowest one
+        size = _optional(image, re.compile(r"\d{1,18}"), "size", *where)
+        diff_id = _optional(image, _DIGEST, "diff", *where)
+        layer = Layer(driver, cache_id, digest, diff_id, int(size) if size else None)
+        self._layers[driver, digest] = layer, parent
+        self._by_id[driver, cache_id] = layer
+        return layer, parent
+
+    def _by_links(self, found: Writable, overlay: Records) -> _Chain:
+        chain = _Chain()
+        base = self._areas.overlay_path(found.driver)
+        where = base + b"/" + found.mount_id.encode() + b"/lower"
+        try:
+            lower = overlay.read(found.mount_id.encode(), b"lower", limit=_MAX_LOWER).strip()
+        except (OSError, MalformedError) as error:
+            if found.init_id or not isinstance(error, FileNotFoundError):
+                chain.trouble.append(_gap("the layers below the writable one are not named", error, where))
+            return chain
+        parts = lower.split(b":")
+        if len(parts) > _MAX_CHAIN:
+            chain.trouble.append(Gap(Reason.MALFORMED, f"{len(parts)} layers below the writable one", where))
+        for part in parts[:_MAX_CHAIN]:
+            short = _SHORT.fullmatch(part)
+            if short is None:
+                chain.trouble.append(Gap(Reason.MALFORMED, "the name of a layer is no short link", where))
+                continue
+            link = base + b"/" + part
+            try:
+                target = _TARGET.fullmatch(overlay.link(b"l", short[1]))
+            except (OSError, MalformedError) as error:
+                chain.trouble.append(_gap("the short link of a layer", error, link))
+                continue
+            if target is None:
+                chain.trouble.append(Gap(Reason.MALFORMED, "the short link of a layer leads to no layer", link))
+            elif not target[1].endswith(b"-init"):
+                layer_id = target[1].decode()
+                layer = self._by_id.get((found.driver, layer_id), Layer(found.driver, layer_id))
+                self._add(chain, layer, overlay, link)
+        return chain
+
+    def _add(self, chain: _Chain, layer: Layer, overlay: Records, where: bytes) -> None:
+        if not _is_directory(overlay, (layer.id.encode(),)):
+            chain.trouble.append(Gap(Reason.VANISHED, f"the image layer {layer.id} is not there", where))
+        elif layer not in chain.layers:
+            chain.layers.append(layer)
+
+    def _add_links(self, found: Writable, overlay: Records) -> None:
+        """The short links of the writable layer, of its init layer and of all layers below."""
+        names: dict[bytes, None] = {}
+        directories = [found.mount_id, found.init_id, *(layer.id for layer in found.layers)]
+        for directory in directories:
+            if directory:
+                try:
+                    name = overlay.read(directory.encode(), b"link", limit=64).strip()
+                except (OSError, MalformedError):
+                    continue  # not there: nothing is lost, the directory is taken by its own name
+                names[b"l/" + name] = None
+        try:
+            lower = overlay.read(found.mount_id.encode(), b"lower", limit=_MAX_LOWER)
+        except (OSError, MalformedError):
+            lower = b""  # noted already
+        names.update(dict.fromkeys(lower.strip().split(b":")))
+        found.links = tuple(match[1] for match in map(_SHORT.fullmatch, names) if match is not None)
+
+
+def _is_directory(records: Records, parts: tuple[bytes, ...]) -> bool:
+    try:
+        return records.kind(*parts) is Kind.DIRECTORY
+    except (OSError, MalformedError):
+        return False
+
+
+def _word(records: Records, pattern: re.Pattern[str], name: str, *where: bytes) -> str:
+    word = records.text(*where, name.encode(), limit=256)
+    if not pattern.fullmatch(word):
+        raise MalformedError(f"{name} is not what it should be: {word[:80]!r}")
+    return word
+
+
+def _optional(records: Records, pattern: re.Pattern[str], name: str, *where: bytes) -> str:
+    try:
+        return _word(records, pattern, name, *where)
+    except (OSError, MalformedError):
+        return ""  # said of the layer in the manifest, and needed for nothing
+
+
+def _gap(what: str, error: OSError | MalformedError, where: bytes) -> Gap:
+    if isinstance(error, OSError):
+        reason = Reason.MALFORMED if isinstance(error, FileNotFoundError | NotADirectoryError) else reason_of(error)
+        return Gap(reason, f"{what}: {error.strerror}", where)
+    return Gap(Reason.MALFORMED, f"{what}: {error}", where)
+
+
+def about_layer(layer: Layer) -> Mapping[str, object]:
+    return {
+        "cache_id": layer.id,
+        "chain_id": layer.chain_id,
+        "diff_id": layer.diff_id,
+        "driver": layer.driver,
+        "size": layer.size,
+    }

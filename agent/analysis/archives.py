@@ -1,0 +1,68 @@
+"""The archives of a run, as plaintext streams, from a sealed run or from a directory that `open` made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from agent.analysis.opening import check_stream, read_sound_run, sealed_objects
+from agent.custody.plaintext import open_account, plaintext_of
+from agent.errors import SourceError, UsageError
+from agent.stores.directory import DirectorySource, find_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agent.custody.plaintext import Account
+    from agent.custody.stored import StoredRun
+    from agent.sealing import Identity
+
+CHUNK = 1 << 20
+LEFT_OUT = ("live/",)
+"""Archives that are a target each, not a part of the host."""
+
+
+def _wanted(name: str) -> bool:
+    return name.endswith(".tar") and not name.startswith(LEFT_OUT)
+
+
+@contextlib.contextmanager
+def archives_of(source: str, identities: Sequence[Identity]) -> Iterator[Iterator[Iterator[bytes]]]:
+    """One stream of tar bytes per archive, in the order of their names. Raises `SourceError`, `UsageError`."""
+    runs = find_runs(source)
+    if len(runs) > 1:
+        raise UsageError(f"there are {len(runs)} runs in {source!r}: name one")
+    sealed = bool(runs) and any(name.endswith(".age") for _, _, names in os.walk(runs[0]) for name in names)
+    stored = DirectorySource(runs[0] if sealed else source)
+    try:
+        if sealed:
+            if not identities:
+                raise UsageError("--identity FILE is missing: the private key that opens the evidence")
+            run = read_sound_run(stored)
+            account = open_account(run, identities)
+            yield _sealed(run, account, identities)
+        else:
+            names = [one.name for one in stored.names() if one.regular and _wanted(one.name)]
+            if not names:
+                raise SourceError(f"there is neither a run nor an opened archive in {source!r}")
+            yield (_opened(stored, name) for name in names)
+    finally:
+        stored.close()
+
+
+def _sealed(run: StoredRun, account: Account, identities: Sequence[Identity]) -> Iterator[Iterator[bytes]]:
+    for plain, name in sealed_objects(run).items():
+        if _wanted(plain):
+            yield check_stream(name, plaintext_of(run, name, identities), account, run)
+
+
+def _opened(stored: DirectorySource, name: str) -> Iterator[bytes]:
+    blob = stored.open(name)
+    try:
+        offset = 0
+        while data := blob.read_at(offset, CHUNK):
+            yield data
+            offset += len(data)
+    finally:
+        blob.close()

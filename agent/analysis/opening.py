@@ -1,0 +1,183 @@
+"""`impound open`: decrypts a run into a directory, every byte authenticated before it is kept."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent.custody.plaintext import open_account, plaintext_of
+from agent.custody.stored import read_run
+from agent.errors import DamagedError, SourceError, StoreError, StoreFullError, UsageError
+from agent.sealing import Unsealed
+from agent.stores.sealed import SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from agent.custody.plaintext import Account
+    from agent.custody.stored import StoredRun
+    from agent.sealing import Identity
+    from agent.stores.base import Source
+
+
+@dataclass(slots=True)
+class Opened:
+    """What was opened."""
+
+    run: str = ""
+    finished: bool = False
+    gaps: int = 0
+    objects: list[str] = field(default_factory=list)
+    bytes: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    """Object, problem. Nothing of these is left in the output."""
+
+
+def prepare_output(path: str) -> int:
+    """A descriptor of a new or empty directory. Raises `UsageError`."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise UsageError(f"the output {path!r} cannot be made: {error.strerror}") from error
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"the output {path!r} is not a directory that can be used: {error.strerror}") from error
+    if os.listdir(fd):
+        os.close(fd)
+        raise UsageError(f"the output {path!r} is not empty")
+    return fd
+
+
+def sealed_objects(run: StoredRun) -> dict[str, str]:
+    """The sealed objects of a run: plaintext name -> object name. Only what a signed record names."""
+    known = set(run.progress.digests) | {one.object for one in run.progress.whole}
+    if run.receipt is not None:
+        known |= {one.name for one in run.receipt.subject}
+    own = {
+        f"attempt-{number}/{stream}.jsonl{SUFFIX}"
+        for number in range(1, len(run.progress.plans) + 1)
+        for stream in ("manifest", "custody")
+    }
+    return {
+        name.removesuffix(SUFFIX): name for name in sorted(known | own) if name.endswith(SUFFIX) and name in run.names
+    }
+
+
+def read_sound_run(source: Source) -> StoredRun:
+    """A run whose account holds. Raises `DamagedError`, `SourceError`."""
+    run = read_run(source)
+    for problem in (run.progress.problem, run.receipt_problem):
+        if problem:
+            raise DamagedError(f"{source.location}: {problem}")
+    if not run.progress.plans:
+        raise SourceError(f"{source.location}: there is no run")
+    return run
+
+
+def check_stream(name: str, chunks: Iterator[bytes], account: Account, run: StoredRun) -> Iterator[bytes]:
+    """Passes plaintext on, and raises `DamagedError` at its end when it is not what the signed record says."""
+    state, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        state.update(chunk)
+        size += len(chunk)
+        yield chunk
+    stored = account.stored.get(name)
+    if stored is not None:
+        expected = stored.plaintext_sha256
+    elif run.receipt is not None and name == f"attempt-{run.receipt.predicate.attempt}/manifest.jsonl{SUFFIX}":
+        expected = run.receipt.predicate.manifest_sha256
+    else:
+        return
+    if state.hexdigest() != expected:
+        raise DamagedError(f"{name} opens to other bytes than its record says")
+
+
+def open_run(
+    source: Source,
+    identities: Sequence[Identity],
+    output: int,
+    *,
+    only: Sequence[str] = (),
+    byte_range: tuple[int, int] | None = None,
+    after: Callable[[str], None] = lambda _name: None,
+) -> Opened:
+    """Opens the objects of a run below the directory `output`.
+
+    `only` are patterns for plaintext names; `byte_range` (first, last) takes that part of one object through its seek
+    table. `after` is told each name that was written. Raises `IdentityError`, `DamagedError` for a broken account.
+    """
+    run = read_sound_run(source)
+    account = open_account(run, identities)
+    opened = Opened(run.progress.plans[0].run, run.finished, sum(one.gaps for one in run.progress.whole))
+    chosen = {
+        plain: name
+        for plain, name in sealed_objects(run).items()
+        if not only or any(fnmatch.fnmatchcase(plain, pattern) for pattern in only)
+    }
+    if not chosen:
+        raise UsageError("no object matches: `impound verify` shows what a run holds")
+    if byte_range is not None and len(chosen) != 1:
+        raise UsageError(f"--range takes a part of one object, and {len(chosen)} match: name one with --only")
+    for plain, name in chosen.items():
+        if byte_range is None:
+            chunks = check_stream(name, plaintext_of(run, name, identities), account, run)
+        else:
+            plain = f"{plain}.{byte_range[0]}-{byte_range[1]}"  # noqa: PLW2901 - the name of the part
+            chunks = _part(run, name, identities, byte_range)
+        try:
+            opened.bytes += _write(output, plain, chunks)
+        except (DamagedError, SourceError) as error:
+            opened.damaged.append((name, str(error)))
+            continue
+        opened.objects.append(plain)
+        after(plain)
+    return opened
+
+
+def _part(run: StoredRun, name: str, identities: Sequence[Identity], part: tuple[int, int]) -> Iterator[bytes]:
+    blob = run.source.open(name)
+    try:
+        unsealed = Unsealed(blob, identities)
+        yield from unsealed.range(min(part[0], unsealed.size), min(part[1] + 1, unsealed.size))
+    finally:
+        blob.close()
+
+
+def _write(output: int, name: str, chunks: Iterator[bytes]) -> int:
+    """Writes a new file below `output`; what fails is not left there. Raises `StoreError` and what `chunks` raises."""
+    *parts, leaf = name.split("/")
+    directory = os.dup(output)
+    written = 0
+    try:
+        for part in parts:
+            try:
+                os.mkdir(part, 0o700, dir_fd=directory)
+            except FileExistsError:
+                pass
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        fd = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(fd, view) :]
+                written += len(chunk)
+        except BaseException:
+            os.unlink(leaf, dir_fd=directory)
+            raise
+        finally:
+            os.close(fd)
+    except OSError as error:
+        kind = StoreFullError if error.errno == 28 else StoreError
+        raise kind(f"{name} could not be written: {error.strerror}") from error
+    finally:
+        os.close(directory)
+    return written

@@ -1,0 +1,32 @@
+"""What the package gives to others is a list that changes on purpose."""
+
+from __future__ import annotations
+
+from agent import sealing
+
+
+def test_the_exported_names() -> None:
+    assert sealing.__all__ == sorted(sealing.__all__)
+    assert set(sealing.__all__) == {
+        "Buffer",
+        "BytesSource",
+        "Identity",
+        "RandomAccess",
+        "Recipient",
+        "Sealed",
+        "Sealer",
+        "Sink",
+        "Stanza",
+        "Unsealed",
+        "X25519Identity",
+        "X25519Recipient",
+        "distinct",
+        "generate",
+        "open_bytes",
+        "parse_identity_file",
+        "parse_recipient",
+        "parse_recipients_file",
+        "render_identity_file",
+        "seal_bytes",
+    }
+    assert all(hasattr(sealing, name) for name in sealing.__all__)
