@@ -22,7 +22,7 @@ from agent.custody.attempt import MAX_SEALED_GAPS, TOOL, Attempt, Counts, now
 from agent.custody.manifest import flag_record, gap_record, member_record, plain
 from agent.custody.records import is_object_name
 from agent.custody.resuming import machine_of
-from agent.errors import ImpoundError, StoppedError, StoreError, UsageError
+from agent.errors import ImpoundError, StoppedError, StoreError, StoreFullError, UsageError
 from agent.ids import uuid7
 from agent.preparation import check_place, prepare, read_recipients
 from agent.stores.directory import DirectoryStore
@@ -145,7 +145,12 @@ class _Run:
     def _open_store(self) -> Store:
         out = self._out
         path = f"{out.case}/{out.host}/{out.run}"
-        return DirectoryStore(self._job.to, path, resume=self._job.earlier is not None)
+        try:
+            return DirectoryStore(self._job.to, path, resume=self._job.earlier is not None)
+        except StoreFullError:
+            raise
+        except StoreError as error:
+            raise UsageError(f"the destination {self._job.to!r} cannot be used: {error}") from error
 
     def _close(self, attempt: Attempt) -> None:
         out = self._out

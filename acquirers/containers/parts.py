@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from acquirers.base import AcquirerError, Buffer, Flag, Gap, Kind, Reason, Report, Scope, reason_of
-from acquirers.containers.paths import mount_of
+from acquirers.containers.paths import mount_of, resolve
 from acquirers.files.archive import ArchiveWriter
 from acquirers.files.walk import walk
 
@@ -24,7 +24,7 @@ class Part:
     """One directory, or what `keep` leaves of it."""
 
     path: bytes
-    """Native and absolute, free of links: it was found by going there."""
+    """Native and absolute. It is free of links, or it is not read."""
     keep: Callable[[Report], Keep] | None = None
     """Makes the filter; the report is for what it leaves out and ought to be told."""
     recursive: bool = False
@@ -60,6 +60,9 @@ class Archive:
             if mount is not None and not mount.local:
                 fstype = mount.fstype.decode("ascii", "replace")
                 report.gap(Gap(Reason.NOT_CROSSED, f"on {fstype}, which is not entered", part.path))
+                return
+            if resolve(self.host, part.path)[1]:
+                report.gap(Gap(Reason.MALFORMED, "a link, where a directory should be: not followed", part.path))
                 return
             with self.host.tree(part.path, recursive=part.recursive) as tree:
                 keep = part.keep(report) if part.keep is not None else None

@@ -36,8 +36,11 @@ def other_paths(mounts: Iterable[Mount], mount: Mount) -> Iterator[bytes]:
             yield (other.point.rstrip(b"/") + mount.root[len(other.root.rstrip(b"/")) :]).rstrip(b"/") or b"/"
 
 
-def links_on_the_way(host: Host, path: bytes) -> list[bytes]:
-    """The native paths of the symbolic links that are followed to reach `path`. Raises `OSError`."""
+def resolve(host: Host, path: bytes) -> tuple[bytes, list[bytes]]:
+    """`path` with every link followed inside the machine, and the native paths of these links. Raises `OSError`.
+
+    Other than `Host.native` it needs neither /proc nor a root that is itself free of links.
+    """
     todo = [part for part in reversed(path.split(b"/")) if part not in {b"", b"."}]
     here: list[bytes] = []
     links: list[bytes] = []
@@ -59,7 +62,7 @@ def links_on_the_way(host: Host, path: bytes) -> list[bytes]:
         if target.startswith(b"/"):
             here = []
         todo += [part for part in reversed(target.split(b"/")) if part not in {b"", b"."}]
-    return links
+    return b"/" + b"/".join(here), links
 
 
 def _read_link(host: Host, directory: bytes, name: bytes) -> bytes:

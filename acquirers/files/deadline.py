@@ -77,6 +77,13 @@ class Guard(Protocol):
         """No further call will be made."""
 
 
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        pass  # what a close can fail with is about writing, and nothing was written
+
+
 class Direct:
     """Calls at once: for local filesystems."""
 
@@ -86,7 +93,7 @@ class Direct:
         return function(*args, **kwargs)
 
     def drop(self, fd: int) -> None:
-        os.close(fd)
+        _close(fd)
 
     def close(self) -> None:
         pass
@@ -124,7 +131,7 @@ class Deadlined:
         return result
 
     def drop(self, fd: int) -> None:
-        self._current().jobs.put((lambda: os.close(fd), False))
+        self._current().jobs.put((lambda: _close(fd), False))
 
     def close(self) -> None:
         """The worker ends after what it was told to do; the next call gets a new one."""

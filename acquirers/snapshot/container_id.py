@@ -29,7 +29,7 @@ _WATCHER = re.compile(rb"(?:^|-)conmon-")
 # A static pod's uid is the hash of its manifest: 32 digits without dashes. Systemd writes `_` where `-` parts slices.
 _POD = re.compile(rb"(?:^|[-/])pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=$|[./:])")
 
-_BOUND = frozenset({b"/etc/hostname", b"/etc/hosts", b"/etc/resolv.conf", b"/dev/termination-log", b"/dev/shm"})  # noqa: S108
+_BOUND = frozenset({b"/etc/hostname", b"/etc/hosts", b"/etc/resolv.conf", b"/dev/termination-log", b"/dev/shm"})
 _BOUND_ID = re.compile(rb"/(?:overlay-)?containers/([0-9a-f]{64})/")
 _BOUND_SANDBOX = re.compile(rb"/sandboxes/([0-9a-f]{64})/")
 _BOUND_POD = re.compile(rb"/pods/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})/")

@@ -23,7 +23,7 @@ _json = msgspec.json.Encoder()
 
 
 def put(record: dict[str, object], key: str, raw: bytes) -> None:
-    """`raw` as text under `key`, and under `KEY_b64` where it is not UTF-8 (the text then has `\\xNN` in its place)."""
+    """`raw` as text under `key`; where it is not UTF-8, hexadecimal escapes stand in the text, and `KEY_b64` is true."""
     try:
         record[key] = raw.decode()
     except UnicodeDecodeError:

@@ -268,9 +268,9 @@ class ProcessReader:
                     "vms": memory.vms,
                 }
         except psutil.NoSuchProcess:
-            self.refused("psutil", FileNotFoundError(errno.ENOENT, "no such process"))
+            self.refused("counters", FileNotFoundError(errno.ENOENT, "no such process"))
         except psutil.AccessDenied:
-            self._note.denied.append("psutil")
+            self._note.denied.append("counters")
         except (OSError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
             # A process whose files are not what psutil expects: what was read here remains.
             if not self._alive():

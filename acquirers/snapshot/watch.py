@@ -151,8 +151,11 @@ class Watch(Generic[T]):
         return _Channel(ours)
 
     def _reap(self) -> None:
-        """Takes the dead children off the process table. One that hangs in the kernel stays behind: it is dead when
-        the kernel lets go of it, and init takes it when this process has ended."""
+        """Takes the dead children off the process table.
+
+        One that hangs in the kernel stays behind: it ends when the kernel lets go of it, and init takes it when this
+        process has ended.
+        """
         deadline = time.monotonic() + _REAP_SECONDS
         while self._children:
             self._children = [pid for pid in self._children if not _gone(pid)]

@@ -27,8 +27,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from acquirers.base import Buffer, Kind
-from agent.analysis.notes import Note, NoteKind, OnNote, path_parts
+from acquirers.base import Kind
+from agent.analysis.notes import Note, NoteKind, OnNote, path_parts, printable
 from agent.analysis.tarheader import END
 from agent.analysis.tarstream import ByteStream, TarStream
 
@@ -46,12 +46,12 @@ _GATHER = 1 << 18  # small members are handed on in chunks of this size,
 _LARGE = 1 << 16  # and content from this size as it comes
 
 
-def join(archives: Iterable[ByteStream], *, on_note: OnNote, about: str = "") -> Iterator[Buffer]:
-    """One pax tar of all archives, in their order. A chunk is valid until the next one is asked for.
+def join(archives: Iterable[ByteStream], *, on_note: OnNote = lambda _note: None, about: str = "") -> Iterator[bytes]:
+    """One pax tar of all archives, in their order, in chunks of at most `MAX_CHUNK` bytes.
 
     `about` is the first line of `uac.log`: which run this is. `on_note` hears of every member that is left out, and of
-    every directory that is added. Archives that hold the host's own directories are best given first: a directory has
-    the metadata that it comes with where it is met first.
+    every directory that is added; `uac.log` lists the directories and counts the rest. Archives that hold the host's
+    own directories are best given first: a directory has the metadata that it comes with where it is met first.
 
     Raises `DamagedError` for an archive that is not whole; what was given out until then must not be kept.
     """
@@ -71,7 +71,7 @@ class _Joiner:
         self._counts: Counter[NoteKind] = Counter()
         self._pending = bytearray()
 
-    def archive(self, stream: ByteStream) -> Iterator[Buffer]:
+    def archive(self, stream: ByteStream) -> Iterator[bytes]:
         tar = TarStream(stream)
         for header in tar:
             if not self._admit(header):
@@ -79,14 +79,14 @@ class _Joiner:
             self._pending += tar.head
             if header.size >= _LARGE:
                 yield from self._flush()
-                yield from tar.raw()
+                yield from map(bytes, tar.raw())
             else:
                 for piece in tar.raw():
                     self._pending += piece
             if len(self._pending) >= _GATHER:
                 yield from self._flush()
 
-    def end(self, about: str) -> Iterator[Buffer]:
+    def end(self, about: str) -> Iterator[bytes]:
         """What dissect needs and nobody had, our account, and the end of the archive."""
         for name in _LINUX:
             if name not in self._top and not self._is_directory([ROOT, name]):
@@ -98,10 +98,10 @@ class _Joiner:
         self._pending += END + END
         yield from self._flush()
 
-    def _flush(self) -> Iterator[Buffer]:
+    def _flush(self) -> Iterator[bytes]:
         if self._pending:
-            pending, self._pending = self._pending, bytearray()
-            yield pending
+            yield bytes(self._pending)
+            self._pending.clear()
 
     def _admit(self, header: Header) -> bool:
         """Whether a member comes into the joined archive; makes room for it if it does."""
@@ -170,7 +170,8 @@ class _Joiner:
             *([f"and {more} more"] if (more := self._counts[NoteKind.OURS] - len(self._added)) else []),
             "",
             "Members of the archives that are not in this file:",
-            *(f"{self._counts[kind]} {what}" for kind, what in _LEFT_OUT.items()),
+            *(f"{self._counts[kind]} {what}" for kind, what in _LEFT_OUT.items() if self._counts[kind]),
+            *([] if any(self._counts[kind] for kind in _LEFT_OUT) else ["none"]),
         ]
         return "\n".join(lines) + "\n"
 
@@ -181,12 +182,6 @@ _LEFT_OUT = {
     NoteKind.OUTSIDE: "that are not of the machine's filesystem",
     NoteKind.REFUSED: "with names that leave it, or that miss too much above them",
 }
-
-
-def printable(name: bytes) -> str:
-    """A name for a person, in one line: what is not printable text is escaped."""
-    text = name.decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _digest(parts: list[bytes]) -> bytes:

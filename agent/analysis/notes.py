@@ -1,7 +1,4 @@
-"""What an analyst is told while an archive is unpacked or joined: never silence about something that is not as it was.
-
-Names stay bytes here, because they are the examined machine's own. Who shows them to a person escapes them.
-"""
+"""What an analyst is told while an archive is unpacked or joined: never silence about something that is not as it was."""
 
 from __future__ import annotations
 
@@ -39,8 +36,18 @@ class Note:
     where: bytes
     detail: str
 
+    def __str__(self) -> str:
+        """One line for a person, which no name can break or colour."""
+        return f"{printable(self.where)}: {self.detail}"
+
 
 OnNote = Callable[[Note], None]
+
+
+def printable(name: bytes) -> str:
+    """A name for a person, in one line: what is not printable text is escaped."""
+    text = name.decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def path_parts(name: bytes) -> list[bytes]:

@@ -162,7 +162,7 @@ component = (
 times = st.integers(0, 1 << 63) | st.integers(-(1 << 31), 0).map(lambda seconds: seconds * 10**9)
 owners = st.sampled_from([0, 1000, 0x1FFFFF, 0x200000, 0xFFFFFFFE] if ROOT else [STAT.uid])
 groups = owners if ROOT else st.just(STAT.gid)
-permissions = st.integers(0, 0o7777) if ROOT else st.sampled_from([0o600, 0o644, 0o755, 0o700])
+permissions = st.integers(0, 0o7777) if ROOT else st.sampled_from([0o700, 0o755, 0o711])
 
 
 @st.composite

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.docker.layers import OVERLAYS
-from acquirers.containers.paths import mount_of
+from acquirers.containers.paths import mount_of, resolve
 from acquirers.containers.records import MalformedError, Records, TooManyNamesError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Areas:
             if kind is None:
                 return
             if kind is Kind.SYMLINK:
-                native = self._host.native(path)
+                native, _ = resolve(self._host, path)
                 self.flags.append(Flag(FlagKind.FINDING, "a link, where Docker has a directory", path))
             elif kind is Kind.DIRECTORY:
                 native = path

@@ -7,8 +7,6 @@ in these records is ever opened.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -33,8 +31,8 @@ _Raw = msgspec.Raw
 _EMPTY = msgspec.Raw(b"")
 
 
-class _Config(msgspec.Struct, rename={"id": "ID"}):
-    id: _Raw = _EMPTY
+class _Config(msgspec.Struct):
+    ID: _Raw = _EMPTY
     Name: _Raw = _EMPTY
     Driver: _Raw = _EMPTY
     Image: _Raw = _EMPTY
@@ -74,6 +72,24 @@ class _Mount(msgspec.Struct):
     RW: _Raw = _EMPTY
 
 
+class _HostConfig(msgspec.Struct):
+    Privileged: _Raw = _EMPTY
+    ReadonlyRootfs: _Raw = _EMPTY
+    AutoRemove: _Raw = _EMPTY
+    NetworkMode: _Raw = _EMPTY
+    PidMode: _Raw = _EMPTY
+    IpcMode: _Raw = _EMPTY
+    UTSMode: _Raw = _EMPTY
+    UsernsMode: _Raw = _EMPTY
+    CgroupnsMode: _Raw = _EMPTY
+    Runtime: _Raw = _EMPTY
+    CapAdd: _Raw = _EMPTY
+    CapDrop: _Raw = _EMPTY
+    SecurityOpt: _Raw = _EMPTY
+    PublishAllPorts: _Raw = _EMPTY
+    LogConfig: _Raw = _EMPTY
+
+
 @dataclass(frozen=True, slots=True)
 class MountPoint:
     """What the record says is mounted into the container."""
@@ -89,8 +105,8 @@ class MountPoint:
         return {
             "type": self.kind,
             "name": self.name,
-            "source": _bytes(self.source),
-            "destination": _bytes(self.destination),
+            "source": self.source.encode(),
+            "destination": self.destination.encode(),
             "driver": self.driver,
             "writable": self.writable,
         }
@@ -152,7 +168,7 @@ def parse_config(data: bytes) -> ContainerRecord:
     inner = fields.take(config.Config, _Inner, _Inner(), "Config")
     started = fields.text(state.StartedAt, "State.StartedAt", 64)
     return ContainerRecord(
-        id=fields.text(config.id, "ID"),
+        id=fields.text(config.ID, "ID"),
         name=fields.text(config.Name, "Name"),
         driver=fields.text(config.Driver, "Driver", 64),
         image_id=fields.text(config.Image, "Image"),
@@ -232,24 +248,6 @@ def parse_host_config(data: bytes) -> dict[str, object]:
     return found
 
 
-class _HostConfig(msgspec.Struct):
-    Privileged: _Raw = _EMPTY
-    ReadonlyRootfs: _Raw = _EMPTY
-    AutoRemove: _Raw = _EMPTY
-    NetworkMode: _Raw = _EMPTY
-    PidMode: _Raw = _EMPTY
-    IpcMode: _Raw = _EMPTY
-    UTSMode: _Raw = _EMPTY
-    UsernsMode: _Raw = _EMPTY
-    CgroupnsMode: _Raw = _EMPTY
-    Runtime: _Raw = _EMPTY
-    CapAdd: _Raw = _EMPTY
-    CapDrop: _Raw = _EMPTY
-    SecurityOpt: _Raw = _EMPTY
-    PublishAllPorts: _Raw = _EMPTY
-    LogConfig: _Raw = _EMPTY
-
-
 def _plain(raw: msgspec.Raw) -> object:
     """A small JSON value as it is; what is large or malformed is None: the file itself is in the archive."""
     data = bytes(raw)
@@ -259,25 +257,3 @@ def _plain(raw: msgspec.Raw) -> object:
         return decode(data, object)
     except MalformedError:
         return None
-
-
-def volume_names(record: ContainerRecord) -> tuple[bytes, ...]:
-    """The names under which the record's local volumes lie, each once."""
-    found: dict[bytes, None] = {}
-    for mount in record.mounts:
-        if mount.kind == "volume" and mount.driver in {"", "local"} and mount.name:
-            found[_bytes(mount.name)] = None
-    return tuple(found)
-
-
-def is_container_id(name: bytes | str) -> bool:
-    text = name if isinstance(name, bytes) else _bytes(name)
-    return re.fullmatch(rb"[0-9a-f]{64}", text) is not None
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def about_mounts(mounts: tuple[MountPoint, ...]) -> list[Mapping[str, object]]:
-    return [mount.about() for mount in mounts]

@@ -22,6 +22,9 @@ _KNOWN = frozenset(
 """Names of a data root that this acquirer looks into."""
 
 
+_MAX_NAMED = 50
+
+
 def container_parts(store: Store, container: Container) -> Iterator[Part]:
     """Records, logs, the writable layer and its links. Volumes come from `volume_parts`."""
     if container.present:
@@ -48,7 +51,7 @@ def layer_part(store: Store, layer: Layer) -> Part:
     return Part(store.areas.overlay_path(layer.driver) + b"/" + layer.id.encode(), without(b"merged"))
 
 
-def volume_parts(host: Host, store: Store, volume: Volume) -> tuple[Part | None, Flag | None]:
+def volume_parts(host: Host, store: Store, volume: Volume) -> tuple[Part, Flag | None]:
     """A volume with what is mounted over its data, unless that is a directory which holds the data root itself."""
     data = volume.path + b"/_data"
     mount = mount_of(host.mounts, data)
@@ -64,7 +67,7 @@ def volume_parts(host: Host, store: Store, volume: Volume) -> tuple[Part | None,
 def runtime_parts(store: Store, *, configuration: bool) -> Iterator[Part]:
     """What belongs to no container: the daemon's databases and its configuration."""
     root, areas = store.root, store.areas
-    yield Part(root.path, _top_level)
+    yield Part(root.path, _top_level(root.path))
     yield Part(areas.image_path, optional=True)
     yield Part(root.path + b"/network", optional=True)
     yield Part(areas.path("volumes"), _volume_records, optional=True)
@@ -81,28 +84,34 @@ def runtime_parts(store: Store, *, configuration: bool) -> Iterator[Part]:
             yield Part(os.path.dirname(path), only(frozenset({os.path.basename(path)})), optional=True)
 
 
-def _top_level(report: Report) -> Keep:
-    """The directories as such, and the engine's id; what else lies there is named once."""
+def _top_level(root: bytes) -> Callable[[Report], Keep]:
+    """The directories as such, and the engine's id; what else lies there is named."""
 
-    def keep(path: bytes, kind: Kind) -> bool:
-        if b"/" in path:
-            return False
-        if path in _KNOWN or kind in {Kind.DIRECTORY, Kind.SYMLINK}:
-            if path not in _KNOWN:
-                report.flag(Flag(FlagKind.ELSEWHERE, "in the data root, not part of this archive", path))
-            return True
-        report.flag(Flag(FlagKind.ELSEWHERE, "in the data root, not part of this archive", path))
-        return False
+    def make(report: Report) -> Keep:
+        named = 0
 
-    return keep
+        def keep(path: bytes, kind: Kind) -> bool:
+            nonlocal named
+            if b"/" in path:
+                return False
+            if path not in _KNOWN and named < _MAX_NAMED:
+                named += 1
+                more = " (nor is anything that follows)" if named == _MAX_NAMED else ""
+                detail = f"in the data root, and its content not part of this archive{more}"
+                report.flag(Flag(FlagKind.ELSEWHERE, detail, root + b"/" + path))
+            return path in _KNOWN or kind in {Kind.DIRECTORY, Kind.SYMLINK}
+
+        return keep
+
+    return make
 
 
 def _volume_records(_: Report) -> Keep:
     """Each volume as a directory, its options, and whatever is no volume."""
 
     def keep(path: bytes, kind: Kind) -> bool:
-        name, below, rest = path.partition(b"/")
-        return (not below) or (rest == b"opts.json" and kind is not Kind.DIRECTORY and name != b"")
+        _, below, rest = path.partition(b"/")
+        return not below or (rest == b"opts.json" and kind is not Kind.DIRECTORY)
 
     return keep
 
@@ -133,7 +142,9 @@ def _without_keys(directory: bytes) -> Callable[[Report], Keep]:
     def make(report: Report) -> Keep:
         def keep(path: bytes, kind: Kind) -> bool:
             name = os.path.basename(path)
-            if kind is Kind.DIRECTORY or not (name in {b"key.json", b"key.pem"} or name.endswith((b".key", b"-key.pem"))):
+            if kind is Kind.DIRECTORY or not (
+                name in {b"key.json", b"key.pem"} or name.endswith((b".key", b"-key.pem"))
+            ):
                 return True
             report.flag(Flag(FlagKind.ELSEWHERE, "a private key: left out", directory + b"/" + path))
             return False

@@ -16,8 +16,6 @@ from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from acquirers.containers.docker.areas import Areas
     from acquirers.containers.records import Records
 
@@ -319,13 +317,3 @@ def _gap(what: str, error: OSError | MalformedError, where: bytes) -> Gap:
         reason = Reason.MALFORMED if isinstance(error, FileNotFoundError | NotADirectoryError) else reason_of(error)
         return Gap(reason, f"{what}: {error.strerror}", where)
     return Gap(Reason.MALFORMED, f"{what}: {error}", where)
-
-
-def about_layer(layer: Layer) -> Mapping[str, object]:
-    return {
-        "cache_id": layer.id,
-        "chain_id": layer.chain_id,
-        "diff_id": layer.diff_id,
-        "driver": layer.driver,
-        "size": layer.size,
-    }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
 from acquirers.containers.docker.daemons import live_daemons
 from acquirers.containers.docker.settings import parse_daemon_json, parse_homes, parse_lines
-from acquirers.containers.paths import links_on_the_way, mount_of, within
+from acquirers.containers.paths import mount_of, resolve, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ class Found:
     denied: list[bytes] = field(default_factory=list)
     """Paths at which there is, or should be, one, and which this process may not look at."""
     unseen: list[bytes] = field(default_factory=list)
-    """Home directories that this process may not look into."""
+    """Home directories that were not looked into: those of other users, those on a network filesystem."""
     gaps: list[Gap] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
 
@@ -163,11 +163,11 @@ class _Search:
         if identity in self._seen:
             return self._seen[identity]
         shaped = any(_is_directory(host, path + b"/" + name) for name in _SHAPE)
-        native = host.native(path)
+        native, links = resolve(host, path)
         root = DataRoot(native, identity, []) if shaped else None
         self._seen[identity] = root
         if root is not None:
-            root.links = links_on_the_way(host, path)
+            root.links = links
             self.found.roots.append(root)
         self._remapped(native)
         if root is None and not host.is_dir(path):
@@ -257,9 +257,13 @@ def _units(host: Host, directories: tuple[bytes, ...], found: Found) -> Iterator
                 yield drop_ins + b"/" + name
 
 
-def _may_enter(host: Host, path: bytes) -> bool:
+def _may_enter(host: Host, home: bytes) -> bool:
+    """Whether a home directory can be looked into: not that of another user, not one on a server that may be dead."""
+    mount = mount_of(host.mounts, home)
+    if mount is not None and not mount.local:
+        return False
     try:
-        _is_directory(host, path + b"/.local")
+        _is_directory(host, home + b"/.local")
     except PermissionError:
         return False
     return True

@@ -17,7 +17,6 @@ from acquirers.containers.docker.areas import Areas
 from acquirers.containers.docker.config import (
     ContainerRecord,
     MountPoint,
-    is_container_id,
     parse_config,
     parse_host_config,
 )
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from acquirers.containers.docker.roots import DataRoot
     from acquirers.host import Host
 
+_CONTAINER = re.compile(rb"[0-9a-f]{64}")
 _VOLUME = re.compile(rb"[^/\0]{1,255}")
 _ORDER = ("running", "restarting", "paused", "removing", "dead", "exited", "created")
 
@@ -128,12 +128,12 @@ class _Reader:
         found = []
         records = self._areas.containers
         for name, kind in self._areas.listing(records) if records is not None else []:
-            if is_container_id(name) and kind is Kind.DIRECTORY:
+            if _CONTAINER.fullmatch(name) and kind is Kind.DIRECTORY:
                 found.append(name.decode("ascii"))
                 continue
             self._store.strangers.append(name)
             where = self._areas.path("containers") + b"/" + name
-            if is_container_id(name):
+            if _CONTAINER.fullmatch(name):
                 detail = f"a {kind}, where the directory of a container should be: not followed"
                 self._store.gaps.append(Gap(Reason.MALFORMED, detail, where))
             else:
@@ -191,7 +191,7 @@ class _Reader:
             container.flags.append(Flag(FlagKind.FINDING, detail, where))
         tail = f"/containers/{container.id}/{container.id}-json.log"
         if record.log_path and not record.log_path.endswith(tail):
-            log_path = record.log_path.encode("utf-8", "surrogateescape")
+            log_path = record.log_path.encode()
             detail = "the record names a log outside of the container's directory: not followed"
             container.flags.append(Flag(FlagKind.FINDING, detail, log_path))
         where = container.path + b"/hostconfig.json"
@@ -242,11 +242,11 @@ class _Reader:
             if mount.kind != "volume":
                 self._note_other_mount(container, mount)
                 continue
-            name = mount.name.encode("utf-8", "surrogateescape")
+            name = mount.name.encode()
             where = self._areas.path("volumes") + b"/" + name
             if mount.driver not in {"", "local"}:
                 detail = f"a volume of the driver {mount.driver[:80]!r}, which keeps it outside of the data root"
-                container.gaps.append(Gap(Reason.UNSUPPORTED, detail, mount.source.encode("utf-8", "surrogateescape")))
+                container.gaps.append(Gap(Reason.UNSUPPORTED, detail, mount.source.encode()))
             elif not _VOLUME.fullmatch(name) or name in {b".", b".."}:
                 detail = f"a volume whose name is no name: {mount.name[:80]!r}"
                 container.gaps.append(Gap(Reason.MALFORMED, detail, container.path + b"/config.v2.json"))
@@ -262,4 +262,4 @@ class _Reader:
             return  # memory: there is nothing of it on disk
         what = "a bind mount" if mount.kind == "bind" else f"a mount of type {mount.kind[:32]!r}"
         detail = f"{what}, seen at {mount.destination[:200]!r}: outside of the data root and not part of this archive"
-        container.flags.append(Flag(FlagKind.ELSEWHERE, detail, mount.source.encode("utf-8", "surrogateescape")))
+        container.flags.append(Flag(FlagKind.ELSEWHERE, detail, mount.source.encode()))

@@ -1,0 +1,11 @@
+"""Docker from disk alone: the classic store (overlay2, fuse-overlayfs), its containers, layers, volumes and logs.
+
+`settings`, `daemons` and `roots` find where it lies; `areas`, `config`, `layers`, `live` and `store` read what the
+records say; `contents` and `acquirer` turn that into items.
+"""
+
+from __future__ import annotations
+
+from acquirers.containers.docker.acquirer import Docker
+
+__all__ = ["Docker"]
