@@ -23,7 +23,7 @@ _json = msgspec.json.Encoder()
 
 
 def put(record: dict[str, object], key: str, raw: bytes) -> None:
-    """`raw` as text under `key`; where it is not UTF-8, hexadecimal escapes stand in the text, and `KEY_b64` is true."""
+    """`raw` as text under `key`; where it is not UTF-8, the text has escapes for what is not, and `KEY_b64` is true."""
     try:
         record[key] = raw.decode()
     except UnicodeDecodeError:

@@ -19,6 +19,7 @@ import psutil
 
 from acquirers import syscalls
 from acquirers.base import Reason
+from acquirers.files.deadline import Direct, guard_for
 from acquirers.files.tree import open_noatime
 from acquirers.snapshot import container_id
 from acquirers.snapshot.encode import fragment, put, put_list
@@ -378,12 +379,12 @@ class ProcessReader:
             if not stat_module.S_ISREG(found.st_mode):
                 return
             if (found.st_dev, found.st_ino) not in self._known and self._room > 0:
-                # A lease or a busy filesystem shall answer with an error, not with silence.
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-                self._fd = open_noatime(b"exe", flags, self._dir)
-                found = os.fstat(self._fd)
                 self._known.add((found.st_dev, found.st_ino))
-                self._room -= 1
+                if self._closes_at_once():
+                    # A lease on the file shall be answered with an error, not waited for.
+                    self._fd = open_noatime(b"exe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, self._dir)
+                    found = os.fstat(self._fd)
+                    self._room -= 1
             self._record["exe_file"] = {
                 "dev": _device(found.st_dev),
                 "ino": found.st_ino,
@@ -404,6 +405,21 @@ class ProcessReader:
                 size=found.st_size,
                 nlink=found.st_nlink,
             )
+
+    def _closes_at_once(self) -> bool:
+        """The executable may be handed to the parent: it lies on a filesystem of this machine.
+
+        Closing a file on FUSE asks its daemon, and the end of a process closes its files: a parent that holds one
+        could hang in its own exit. Such a file is opened again when it is hashed, by a child.
+        """
+        path = os.open(b"exe", os.O_PATH | os.O_CLOEXEC, dir_fd=self._dir)
+        try:
+            guard = guard_for(path)
+            local = isinstance(guard, Direct)
+            guard.close()
+            return local
+        finally:
+            os.close(path)
 
     def _memory(self) -> None:
         stat = self._stat

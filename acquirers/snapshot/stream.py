@@ -181,7 +181,7 @@ class Snapshot:
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def _work(self, task: Task) -> Iterator[Part]:
-        """In the child. The reader is made there, for it tells psutil where /proc is: a setting of the whole process."""
+        """In the child. The reader is made there: it tells psutil where /proc is, for the whole of a process."""
         if self._reader is None:
             self._reader = ProcessReader(
                 self._proc,

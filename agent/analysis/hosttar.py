@@ -41,13 +41,13 @@ COMMENT = "added by impound export, not from the examined machine"
 
 _LINUX = (b"etc", b"var", b"run")
 _MAX_ADDED = 256  # directories added for one member: one with a path of 100,000 would make gigabytes of headers
-_LISTED = 1000
+_LISTED = 1000  # names in `uac.log`, and bytes of each
 _GATHER = 1 << 18  # small members are handed on in chunks of this size,
 _LARGE = 1 << 16  # and content from this size as it comes
 
 
 def join(archives: Iterable[ByteStream], *, on_note: OnNote = lambda _note: None, about: str = "") -> Iterator[bytes]:
-    """One pax tar of all archives, in their order, in chunks of at most `MAX_CHUNK` bytes.
+    """One pax tar of all archives, in their order.
 
     `about` is the first line of `uac.log`: which run this is. `on_note` hears of every member that is left out, and of
     every directory that is added; `uac.log` lists the directories and counts the rest. Archives that hold the host's
@@ -156,7 +156,7 @@ class _Joiner:
         self._directories.add(_digest(parts))
         self._counts[NoteKind.OURS] += 1
         if len(self._added) < _LISTED:
-            self._added.append(name)
+            self._added.append(name[:_LISTED])
         self._on_note(Note(NoteKind.OURS, name, "a directory that no archive had up to here"))
 
     def _account(self, about: str) -> str:

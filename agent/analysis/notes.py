@@ -1,4 +1,4 @@
-"""What an analyst is told while an archive is unpacked or joined: never silence about something that is not as it was."""
+"""What an analyst is told while an archive is unpacked or joined: no silence about what is not as it was."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _OUT_CHUNKS = 16
 _READ_CHUNKS = 64
 """Chunks that a stream reads at once: about 4 MiB, so that a store far away is not asked for 64 KiB at a time."""
 
-# Since cryptography 47. Older ones make a new object for every chunk.
+# Older versions of cryptography, which are supported, make a new object for every chunk.
 _ENCRYPTS_INTO = hasattr(ChaCha20Poly1305, "encrypt_into")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from acquirers import registry
@@ -71,7 +72,7 @@ class Scripted:
 
     def items(self, host: Host, scope: Scope) -> Iterator[Item]:
         for script in self.scripts:
-            yield Item(script.path, "application/x-tar", lambda report, script=script: _play(script, report))
+            yield Item(script.path, "application/x-tar", partial(_play, script))
         if self.broken is not None:
             raise self.broken
 

@@ -92,7 +92,7 @@ def test_lookups_find_the_frames_that_hold_a_range(entries: list[tuple[int, int,
     check(entries, build(entries))
 
 
-def test_lookups_in_a_long_table_do_not_begin_at_its_beginning() -> None:
+def test_lookups_in_a_table_that_is_longer_than_one_stride() -> None:
     count = 5000
     table = SeekTable(build([(10, 1000, number) for number in range(count)]), 10 * count)
     for number in (0, 1, 1023, 1024, 1025, 2047, 2048, 4999):

@@ -198,6 +198,7 @@ BOTH: dict[str, bytes] = {
     "a compressed size too large": changed(0, 0, 1),
     "a count too small": with_footer(2),
     "a count too large": with_footer(4),
+    "a count beyond the object": with_footer(1000),
     "a count of everything": with_footer(0xFFFFFFFF),
     "an empty frame among others": stream_of([GOOD[0], *frames(b""), GOOD[1]]),
     "not compressed": b"evidence" * 100,

@@ -1,0 +1,408 @@
+"""A Docker daemon of one's own: private paths, a private socket, and nothing left behind.
+
+It never touches a daemon that already runs. Needs root, `dockerd`, `docker` and `busybox` (the static one); uses the
+standard library only, because `scripts/private-docker` starts it without a virtual environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+DEFAULT_ROOT = Path("/var/lib/docker")
+_START_SECONDS = 60
+_STOP_SECONDS = 30
+
+
+class RigError(Exception):
+    """A real component did not do what the test needs of it."""
+
+
+def why_not() -> str:
+    """Why no private daemon can run here; empty when it can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    missing = [name for name in ("dockerd", "docker", "busybox") if shutil.which(name) is None]
+    return f"needs {', '.join(missing)}" if missing else ""
+
+
+class PrivateDocker:
+    """One private dockerd below `directory`, which should be new. A context manager.
+
+    `as_default` starts it in a mount namespace of its own, in which its data root is /var/lib/docker: what runs through
+    `command` sees a machine with Docker where everybody expects it, and nobody else sees anything.
+    """
+
+    def __init__(self, directory: Path, *, as_default: bool = False) -> None:
+        self.directory = directory.absolute()
+        self.as_default = as_default
+        self.socket = self.directory / "docker.sock"
+        self.pid = 0
+        self._made_default = False
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Path:
+        """The data root as everybody else sees it."""
+        return self.directory / "data"
+
+    @property
+    def data_root(self) -> Path:
+        """The data root as the daemon sees it."""
+        return DEFAULT_ROOT if self.as_default else self.data
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the daemon and waits until it answers. Raises `RigError`, and then nothing is left of it."""
+        reason = why_not()
+        if reason:
+            raise RigError(reason)
+        self.data.mkdir(parents=True, mode=0o711)
+        config = self.directory / "daemon.json"
+        config.write_text("{}\n")  # the machine's own /etc/docker/daemon.json is none of our business
+        daemon = [
+            "dockerd", "--config-file", str(config), "--data-root", str(self.data_root),
+            "--exec-root", str(self.directory / "exec"), "-p", str(self.directory / "pid"),
+            "-H", f"unix://{self.socket}", "--bridge=none", "--iptables=false",
+        ]  # fmt: skip
+        if self.as_default:
+            self._made_default = not DEFAULT_ROOT.exists()
+            DEFAULT_ROOT.mkdir(exist_ok=True)
+            script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+            prefix = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]
+            daemon = [*prefix, str(self.data), str(DEFAULT_ROOT), *daemon]
+        with (self.directory / "log").open("wb") as log:
+            # Its own session: an interrupt from the terminal is for the test, which then stops the daemon in order.
+            process = subprocess.Popen(
+                daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+            )
+        self._children.append(process)
+        self.pid = process.pid
+        self._save()
+        try:
+            self._wait_until_ready(process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            if self.socket.exists() and self._docker("version", timeout=10).returncode == 0:
+                return
+            time.sleep(0.1)
+        log = (self.directory / "log").read_text(errors="replace")[-2000:]
+        raise RigError(f"dockerd did not become ready:\n{log}")
+
+    @classmethod
+    def attach(cls, directory: Path) -> PrivateDocker:
+        """The daemon that an earlier process started below `directory`. Raises `RigError` when there is none."""
+        try:
+            state = json.loads((directory / "rig.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RigError(f"no private Docker was started in {directory}") from error
+        found = cls(directory, as_default=bool(state["as_default"]))
+        found.pid = int(state["pid"])
+        found._made_default = bool(state["made_default"])
+        return found
+
+    def _save(self) -> None:
+        state = {"pid": self.pid, "as_default": self.as_default, "made_default": self._made_default}
+        (self.directory / "rig.json").write_text(json.dumps(state) + "\n")
+
+    def kill_daemon(self) -> None:
+        """Ends the daemon alone, at once: its containers run on, their records stay as they are."""
+        for pid in self._daemons():
+            _kill(pid)
+        self._reap()
+
+    def stop(self) -> None:
+        """Ends the daemon and its containers, unmounts and removes everything below the directory."""
+        if not self.directory.exists():
+            return
+        ids = self._ids()
+        if self._ours(self.pid):
+            self._docker("unpause", *ids, timeout=30) if ids else None
+            self._docker("rm", "--force", "--volumes", *ids, timeout=60) if ids else None
+            try:
+                os.kill(self.pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+            self._wait_until(lambda: not self._ours(self.pid), _STOP_SECONDS)
+        for container in ids:
+            _thaw(container)
+        # What outlives a daemon that was killed: shims, their containers, the containerd beside it.
+        for _ in range(20):
+            left = [*self._daemons(), *_processes_of(ids)]
+            for pid in left:
+                _kill(pid)
+            self._reap()
+            if not left:
+                break
+            time.sleep(0.1)
+        for point in sorted(_mounts_below(self.directory), key=len, reverse=True):
+            subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+        for container in ids:
+            _remove_cgroups(container)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._made_default:
+            try:
+                DEFAULT_ROOT.rmdir()
+            except OSError:
+                pass  # somebody else uses it by now
+
+    def _ids(self) -> list[str]:
+        try:
+            return sorted(path.name for path in (self.data / "containers").iterdir() if len(path.name) == 64)
+        except OSError:
+            return []
+
+    def _ours(self, pid: int) -> bool:
+        """Whether that process is one of this rig: numbers are given anew."""
+        return pid > 0 and str(self.directory) in _command_line(pid)
+
+    def _daemons(self) -> list[int]:
+        """The daemon, its containerd and its shims: all have the private directory among their arguments."""
+        own = str(self.directory) + "/"
+        found = []
+        for pid in _pids():
+            command = _command_line(pid)
+            name = os.path.basename(command.partition("\0")[0])
+            if own in command and name in {"dockerd", "containerd", "containerd-shim-runc-v2", "containerd-shim"}:
+                found.append(pid)
+        return found
+
+    def _reap(self) -> None:
+        for child in self._children:
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                continue
+        self._children = [child for child in self._children if child.returncode is None]
+
+    def _wait_until(self, condition: Any, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for child in self._children:
+                child.poll()
+            if condition():
+                return True
+            time.sleep(0.05)
+        return False
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """How to run something on the machine as the daemon sees it."""
+        return ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--", *arguments] if self.as_default else [*arguments]
+
+    def _docker(
+        self, *arguments: str, timeout: float, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            ["docker", "-H", f"unix://{self.socket}", *arguments],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            # A configuration, a context or a proxy of whoever runs the tests must not matter.
+            env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory), "DOCKER_BUILDKIT": "0"},
+        )
+
+    def docker(self, *arguments: str, timeout: float = 120, stdin: bytes | None = None) -> str:
+        """`docker …` with its output. Raises `RigError` when it fails."""
+        done = self._docker(*arguments, timeout=timeout, stdin=stdin)
+        if done.returncode:
+            raise RigError(f"docker {' '.join(arguments)}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout.decode(errors="replace").strip()
+
+    def import_base(self, tag: str = "base:1") -> str:
+        """An image of one layer: busybox with its applets, and files that a container can change or delete."""
+        with tempfile.TemporaryDirectory(dir=self.directory) as directory:
+            make_rootfs(Path(directory))
+            tar = subprocess.run(
+                ["tar", "--numeric-owner", "-C", directory, "-c", "."], capture_output=True, check=True
+            ).stdout
+        return self.docker("import", "-", tag, stdin=tar)
+
+    def build(self, tag: str, dockerfile: str, files: dict[str, bytes]) -> str:
+        """An image whose Dockerfile may COPY `files`; one layer per instruction."""
+        with tempfile.TemporaryDirectory(dir=self.directory) as directory:
+            context = Path(directory)
+            (context / "Dockerfile").write_text(dockerfile)
+            for name, content in files.items():
+                path = context / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            return self.docker("build", "--quiet", "--network", "none", "--tag", tag, directory, timeout=300)
+
+    def run(self, name: str, image: str, *command: str, options: Sequence[str] = ()) -> str:
+        """Starts a container in the background; its id."""
+        return self.docker("run", "--detach", "--network", "none", "--name", name, *options, image, *command)
+
+    def exec(self, container: str, *command: str, background: bool = False) -> str:
+        return self.docker("exec", *(["--detach"] if background else []), container, *command)
+
+    def pause(self, container: str) -> None:
+        self.docker("pause", container)
+
+    def unpause(self, container: str) -> None:
+        self.docker("unpause", container)
+
+    def kill(self, container: str) -> None:
+        self.docker("kill", container)
+
+    def rm(self, container: str) -> None:
+        self.docker("rm", "--force", container)
+
+    def wait(self, container: str) -> int:
+        return int(self.docker("wait", container))
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.docker("inspect", container))[0]
+        return found
+
+    def pid_of(self, container: str) -> int:
+        return int(self.inspect(container)["State"]["Pid"])
+
+    def root_of(self, container: str) -> Path:
+        """The root of a running container, as the kernel shows it to root. Absolute links in it lead outside!"""
+        return Path(f"/proc/{self.pid_of(container)}/root")
+
+    def upper_of(self, container: str) -> Path:
+        """The writable layer on disk, as everybody else sees it."""
+        mount_id = (
+            self.data / "image/overlay2/layerdb/mounts" / self.inspect(container)["Id"] / "mount-id"
+        ).read_text()
+        return self.data / "overlay2" / mount_id
+
+
+def make_rootfs(root: Path) -> None:
+    """A small root filesystem: static busybox with a link per applet, users, and files to be changed."""
+    for name in ("bin", "dev", "etc/cron.d", "home/app", "opt/config", "opt/old/deep", "proc", "root", "srv", "sys"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name in ("tmp", "var/tmp"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name).chmod(0o1777)
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise RigError("needs busybox")
+    shutil.copy(busybox, root / "bin/busybox")
+    applets = subprocess.run([busybox, "--list"], capture_output=True, check=True, text=True).stdout.split()
+    for applet in applets:
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    files = {
+        "etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+        "etc/shadow": "root:*:19000:0:99999:7:::\napp:!:19000:0:99999:7:::\n",
+        "etc/group": "root:x:0:\napp:x:1000:\n",
+        "etc/os-release": 'ID=base\nNAME="Base"\nVERSION_ID=1\n',
+        "etc/motd": "from the image\n",
+        "opt/config/app.conf": "level = image\n",
+        "opt/config/other.conf": "level = image\n",
+        "opt/old/deep/file": "to be deleted\n",
+        "home/app/.profile": "export PATH=/bin\n",
+    }
+    for name, content in files.items():
+        (root / name).write_text(content)
+    (root / "etc/shadow").chmod(0o600)
+    os.chown(root / "home/app", 1000, 1000)
+
+
+@contextmanager
+def private_docker(directory: Path, *, as_default: bool = False) -> Iterator[PrivateDocker]:
+    """The same as `with PrivateDocker(directory)`, for fixtures."""
+    with PrivateDocker(directory, as_default=as_default) as docker:
+        yield docker
+
+
+def _pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _command_line(pid: int) -> str:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        return "" if state == "Z" else Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (OSError, IndexError):
+        return ""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _processes_of(ids: Sequence[str]) -> list[int]:
+    """Processes in the cgroups of these containers."""
+    found = []
+    for pid in _pids() if ids else []:
+        try:
+            groups = Path(f"/proc/{pid}/cgroup").read_text()
+        except OSError:
+            continue
+        if any(container in groups for container in ids):
+            found.append(pid)
+    return found
+
+
+def _cgroups(container: str) -> list[Path]:
+    base = Path("/sys/fs/cgroup")
+    names = (f"docker/{container}", f"system.slice/docker-{container}.scope")
+    bases = [base, *(path for path in base.iterdir() if path.is_dir())] if base.is_dir() else []
+    return [path / name for path in bases for name in names if (path / name).is_dir()]
+
+
+def _thaw(container: str) -> None:
+    """A frozen process cannot even be killed."""
+    for path in _cgroups(container):
+        for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            if (path / name).exists():
+                try:
+                    (path / name).write_text(value)
+                except OSError:
+                    continue
+
+
+def _remove_cgroups(container: str) -> None:
+    for path in _cgroups(container):
+        try:
+            path.rmdir()
+        except OSError:
+            continue
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    found = []
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
+            if point.startswith(f"{directory}/"):
+                found.append(point)
+    return found
