@@ -89,6 +89,46 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
 
 
 def below(mounts: list[Mount], path: bytes) -> dict[bytes, Mount]:
-    """What is mounted below `path` (not at it): mount point -> the topmost mount there."""
+    """What is mounted below `path` (not at it) and can be reached there: mount point -> mount.
+
+    Mountinfo also lists what another mount hides, at the same point or further up; which is on top is told by the
+    parents and not by the order of the lines (a mount that was moved keeps its place in the list).
+    """
     prefix = path.rstrip(b"/") + b"/"
-    return {mount.point: mount for mount in mounts if mount.point.startswith(prefix) and mount.point != path}
+    hidden = _hidden(mounts)
+    return {
+        mount.point: mount
+        for mount in mounts
+        if mount.point.startswith(prefix) and mount.point != path and mount.mount_id not in hidden
+    }
+
+
+def _hidden(mounts: list[Mount]) -> set[int]:
+    """The mounts that no path leads to any more."""
+    stacked = {(mount.parent_id, mount.point) for mount in mounts if mount.parent_id != mount.mount_id}
+    hidden = {mount.mount_id for mount in mounts if (mount.mount_id, mount.point) in stacked}
+    cut_off = {
+        mount.mount_id for mount in mounts if any((mount.parent_id, above) in stacked for above in _above(mount.point))
+    }
+    # What is mounted inside a mount that is cut off cannot be reached either. (What is mounted on the root of a hidden
+    # mount is what hides it.)
+    children: dict[int, list[int]] = {}
+    for mount in mounts:
+        if mount.parent_id != mount.mount_id:
+            children.setdefault(mount.parent_id, []).append(mount.mount_id)
+    todo = list(cut_off)
+    while todo:
+        for child in children.pop(todo.pop(), ()):
+            if child not in cut_off:
+                cut_off.add(child)
+                todo.append(child)
+    return hidden | cut_off
+
+
+def _above(point: bytes) -> list[bytes]:
+    """The directories above a path, the root last."""
+    found = []
+    while point not in {b"/", b""}:
+        point = point.rpartition(b"/")[0] or b"/"
+        found.append(point)
+    return found

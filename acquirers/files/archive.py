@@ -115,7 +115,7 @@ class ArchiveWriter:
     """
 
     def __init__(self, report: Report, *, links: LinkTable | None = None, start: int = 0) -> None:
-        """`start` is the offset in the item at which this archive begins."""
+        """`start` is the offset in the item at which this archive begins; `links` must be of this archive alone."""
         self._report = report
         self._links = LinkTable() if links is None else links
         self._offset = start
@@ -230,7 +230,7 @@ class ArchiveWriter:
     def _hard_link(self, entry: Entry, name: bytes, link: _Link) -> None:
         stat = entry.stat
         if (stat.mtime_ns, stat.size) != (link.stat.mtime_ns, link.stat.size):
-            detail = "a hard link to content that was stored before it changed again"
+            detail = "changed after its content was stored under another name"
             self._report.flag(Flag(FlagKind.CHANGED, detail, entry.path))
         self._waiting.append(
             Member(entry.path, Kind.HARDLINK, stat, target=link.path, xattrs=entry.xattrs, offset=self._offset)

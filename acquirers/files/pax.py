@@ -13,7 +13,8 @@ tarfile, on which dissect.target stands, and what follows from it:
   there too: without it bsdtar restores them but warns and exits 1. GNU tar warns that it ignores the keyword, exits 0
   and restores the bytes; tarfile gives surrogate escapes either way. Any other name goes without it.
 - **Values of extended attributes** are raw bytes and need no `hdrcharset`; all read them right, also with NUL, newline
-  or not UTF-8, also empty (GNU tar and bsdtar restore an empty attribute: `overlay.metacopy` is one).
+  or not UTF-8, also empty (GNU tar and bsdtar restore an empty attribute: `overlay.metacopy` is one). Access lists are
+  attributes like any other (`system.posix_acl_access`): GNU tar restores them, bsdtar only their rendering as text.
 - **Names of extended attributes** have `%` as `%25` and `=` as `%3D`, as GNU tar writes and reads them; bsdtar and
   tarfile show them as they stand. Nothing else is encoded: GNU tar would not decode it, and raw bytes are read by all.
 - **A value or name with `hdrcharset=` in it** can crash older tarfile (before the fix of CVE-2024-6232), which searches
@@ -21,10 +22,10 @@ tarfile, on which dissect.target stands, and what follows from it:
 - **Times** are decimal text of the exact value, negative ones too: `-0.5` is half a second before 1970, as GNU tar and
   tarfile read it. libarchive adds the fraction the wrong way round (-1.25 becomes -0.75) in any notation there is.
 - **The stand-in in the ustar block** of a name or link name that has a record is ASCII and never empty: libarchive
-  takes an empty link name in the block for the absence of a link.
-- **Records end at 1 MiB**: libarchive before 3.7.5 gives up the whole archive at a header of more than 1,048,576 bytes
-  and refuses a record of more than 999,999; Go's archive/tar has the first limit as well. Names are cut and attributes
-  left out (largest first) to stay below; the manifest has them whole.
+  takes an empty link name in the block for the absence of a link and makes an empty file.
+- **Records end at 1 MiB**: libarchive gave up the whole archive at a header of more than 1,048,576 bytes and refused a
+  record of more than 999,999 (until its pull request 2127, of 2024); Go's archive/tar has the first limit as well. To
+  stay below, names are cut and attributes left out, largest first; the manifest has them whole.
 - **Size**: from 8 GiB a `size` record. Not for a sparse member: tarfile takes `size` for the expanded length or loses
   the next member, depending on the order of the records. There the ustar field is base-256, which all of them read.
 """

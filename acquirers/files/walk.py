@@ -23,10 +23,10 @@ from acquirers.files.deadline import DEADLINE, Guard, StuckError, guard_for, rea
 from acquirers.files.descent import Descent, Level
 from acquirers.files.entry import Entry
 from acquirers.files.look import look, open_directory, open_file
-from acquirers.files.xattrs import EMPTY, Attributes
 
 if TYPE_CHECKING:
     from acquirers.files.tree import Tree
+    from acquirers.files.xattrs import Attributes
     from acquirers.mounts import Mount
     from acquirers.syscalls import Stat
 

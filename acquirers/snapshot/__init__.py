@@ -7,3 +7,8 @@ executables open, `encode` makes JSON out of hostile bytes, `gaps` counts what w
 """
 
 from __future__ import annotations
+
+from acquirers.snapshot.executables import Executables
+from acquirers.snapshot.processes import Processes
+
+__all__ = ["Executables", "Processes"]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from acquirers.mounts import parse_mountinfo
 
@@ -53,6 +54,7 @@ class Placement:
     """`cgroup` or `mountinfo`."""
 
 
+@lru_cache(maxsize=1024)
 def from_cgroup(data: bytes) -> Placement:
     """Of `/proc/<pid>/cgroup` (cgroups(7)): lines `hierarchy:controllers:path`, one in version 2, several in version 1.
 

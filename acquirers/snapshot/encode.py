@@ -7,6 +7,7 @@ the bytes back, `KEY_b64` holds the true bytes beside it (the habit of borg's JS
 from __future__ import annotations
 
 from base64 import b64encode
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from acquirers.base import MAX_CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterator
 
 MEDIA_TYPE = "application/x-ndjson"
 
@@ -61,18 +62,19 @@ def line(record: dict[str, object]) -> bytes:
     return _json.encode(record) + b"\n"
 
 
-def chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks that are worth sealing, none longer than `MAX_CHUNK`."""
+def chunks(pieces: Generator[bytes, None, None]) -> Iterator[bytes]:
+    """The same bytes in chunks that are worth sealing, none longer than `MAX_CHUNK`. Closes what it is given."""
     batch: list[bytes] = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece)
-        if size < _BATCH:
-            continue
-        data = b"".join(batch)
-        batch, size = [], 0
-        for start in range(0, len(data), MAX_CHUNK):
-            yield data[start : start + MAX_CHUNK]
+    with closing(pieces):
+        for piece in pieces:
+            batch.append(piece)
+            size += len(piece)
+            if size < _BATCH:
+                continue
+            data = b"".join(batch)
+            batch, size = [], 0
+            for start in range(0, len(data), MAX_CHUNK):
+                yield data[start : start + MAX_CHUNK]
     if size:
         yield b"".join(batch)

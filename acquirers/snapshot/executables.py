@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import os
 import stat as stat_module
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -103,20 +104,21 @@ class Executables:
         late.tell(report)
         return chunks(self._lines(files, proc, report))
 
-    def _lines(self, files: list[Held], proc: bytes, report: Report) -> Iterator[bytes]:
+    def _lines(self, files: list[Held], proc: bytes, report: Report) -> Generator[bytes, None, None]:
         gaps = GapCount(report)
         notes = ContentNotes()
         watch: Watch[Held] = Watch(
             lambda held: _read(held, proc, content=False), keep=[held.fd for held in files], patience=self._patience
         )
         try:
-            for event in watch.run(files):
-                if not isinstance(event, Ended):
-                    notes = _decode.decode(event.notes) if event.notes else notes
-                    continue
-                _tell(event, notes, gaps, report)
-                yield line(_record(event.task, notes))
-                notes = ContentNotes()
+            with closing(watch.run(files)) as events:
+                for event in events:
+                    if not isinstance(event, Ended):
+                        notes = _decode.decode(event.notes) if event.notes else notes
+                        continue
+                    _tell(event, notes, gaps, report)
+                    yield line(_record(event.task, notes))
+                    notes = ContentNotes()
         except OSError as error:  # no child could be started
             raise AcquirerError(reason_of(error), f"executables: {error.strerror}") from error
         finally:
@@ -146,14 +148,15 @@ class Executables:
         notes = ContentNotes()
         watch: Watch[Held] = Watch(lambda one: _read(one, proc, content=True), keep=[held.fd], patience=self._patience)
         try:
-            for event in watch.run([held]):
-                if isinstance(event, Ended):
-                    _tell(event, notes, gaps, report)
-                    continue
-                if event.notes:
-                    notes = _decode.decode(event.notes)
-                if event.data:
-                    yield event.data
+            with closing(watch.run([held])) as events:
+                for event in events:
+                    if isinstance(event, Ended):
+                        _tell(event, notes, gaps, report)
+                        continue
+                    if event.notes:
+                        notes = _decode.decode(event.notes)
+                    if event.data:
+                        yield event.data
         except OSError as error:
             raise AcquirerError(reason_of(error), f"executable: {error.strerror}", held.paths[0]) from error
 

@@ -14,6 +14,13 @@ PF_KTHREAD = 0x00200000
 _LINK = re.compile(rb"^([a-z_0-9]+):\[(\d{1,19})\]$")
 _DELETED = b" (deleted)"
 
+_CAPABILITIES = {b"Cap" + name.encode(): f"cap_{name.lower()}" for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+_LISTS = {b"Uid": "uids", b"Gid": "gids", b"Groups": "groups", b"NSpid": "nspid"}
+_NUMBERS = {b"TracerPid": "tracer", b"NoNewPrivs": "no_new_privs", b"Seccomp": "seccomp"}
+_STATUS = re.compile(rb"^(%s):\t(.*)$" % b"|".join([b"Umask", *_LISTS, *_NUMBERS, *_CAPABILITIES]), re.MULTILINE)
+_HEX = re.compile(rb"[0-9a-f]{1,16}")
+_OCTAL = re.compile(rb"[0-7]{1,12}")
+
 
 @dataclass(frozen=True, slots=True)
 class Stat:
@@ -64,32 +71,31 @@ def parse_stat(data: bytes) -> Stat | None:
 
 
 def parse_status(data: bytes) -> dict[str, object]:
-    """What `/proc/<pid>/status` says beyond psutil: groups, ids in nested namespaces, tracer, rights, umask."""
-    raw: dict[bytes, list[bytes]] = {}
-    for line in data.split(b"\n")[:200]:
-        key, colon, value = line.partition(b":")
-        if colon:
-            raw.setdefault(key, value.split())
+    """What `/proc/<pid>/status` says beyond psutil: groups, ids in nested namespaces, tracer, rights, umask.
+
+    `uids` and `gids` are real, effective, saved and filesystem id. The name of the process cannot forge a line: the
+    kernel escapes newlines in this file.
+    """
     found: dict[str, object] = {}
-    for name, key in ((b"Groups", "groups"), (b"NSpid", "nspid")):
-        numbers = [value for value in map(number, raw.get(name, [])) if value is not None]
-        if numbers:
-            found[key] = numbers
-    for name, key in (
-        (b"TracerPid", "tracer"),
-        (b"NoNewPrivs", "no_new_privs"),
-        (b"Seccomp", "seccomp"),
-    ):
-        value = number(raw[name][0]) if raw.get(name) else None
-        if value is not None:
-            found[key] = value
-    for name in (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb"):
-        words = raw.get(name, [])
-        if words and re.fullmatch(rb"[0-9a-f]{1,16}", words[0]):
-            found[f"cap_{name[3:].decode().lower()}"] = words[0].decode()
-    umask = raw.get(b"Umask", [])
-    if umask and re.fullmatch(rb"[0-7]{1,5}", umask[0]):
-        found["umask"] = umask[0].decode()
+    for match in _STATUS.finditer(data):
+        name, value = match[1], match[2]
+        words = value.split()
+        if not words:
+            continue
+        if name in _CAPABILITIES:
+            if _HEX.fullmatch(words[0]):
+                found[_CAPABILITIES[name]] = words[0].decode()
+        elif name == b"Umask":
+            if _OCTAL.fullmatch(words[0]):
+                found["umask"] = words[0].decode()
+        elif name in _LISTS:
+            numbers = [number(word) for word in words]
+            if None not in numbers:
+                found[_LISTS[name]] = numbers
+        else:
+            one = number(words[0])
+            if one is not None:
+                found[_NUMBERS[name]] = one
     return found
 
 
@@ -101,7 +107,7 @@ def parse_fdinfo(data: bytes) -> dict[str, object]:
         text = value.strip()
         if key == b"pos" and number(text) is not None:
             found["pos"] = int(text)
-        elif key == b"flags" and re.fullmatch(rb"[0-7]{1,12}", text):
+        elif key == b"flags" and _OCTAL.fullmatch(text):
             found["flags"] = text.decode()
     return found
 

@@ -43,14 +43,14 @@ class Processes:
             return Availability(State.UNAVAILABLE, reason, "mount a proc filesystem")
         if not pids:
             return Availability(State.UNAVAILABLE, "/proc shows no process", "mount a proc filesystem")
-        selected = [pid for pid in pids if not scope.pids or pid in scope.pids]
+        selected = set(pids) & set(scope.pids) if scope.pids else set(pids)
         reason, remedy = _limits(host)
         return Availability(
             State.AVAILABLE,
             reason,
             remedy,
             estimate=_PER_PROCESS * len(selected),
-            matched=frozenset(str(pid) for pid in selected if scope.pids),
+            matched=frozenset(map(str, selected)) if scope.pids else frozenset(),
         )
 
     def items(self, host: Host, scope: Scope) -> Iterator[Item]:

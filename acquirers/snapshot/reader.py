@@ -142,6 +142,11 @@ class ProcessReader:
             Step.MEMORY: self._memory,
         }
         psutil.PROCFS_PATH = f"/proc/self/fd/{proc}"
+        self._ticks = os.sysconf("SC_CLK_TCK")
+        try:
+            self._boot_time = psutil.boot_time()
+        except (OSError, RuntimeError):
+            self._boot_time = 0.0
 
     def __call__(self, task: tuple[int, Step]) -> Iterator[Part]:
         pid, step = task
@@ -223,12 +228,15 @@ class ProcessReader:
             put(record, "comm", stat.comm)
             record |= {
                 "state": stat.state,
+                "ppid": stat.ppid,
                 "pgrp": stat.pgrp,
                 "session": stat.session,
                 "tty": stat.tty,
                 "nice": stat.nice,
                 "flags": stat.flags,
+                "threads": stat.threads,
                 "start_ticks": stat.start_ticks,
+                "started": round(self._boot_time + stat.start_ticks / self._ticks, 3),
             }
         record |= self._counters()
         with _Guard(self, "status"):
@@ -251,18 +259,17 @@ class ProcessReader:
             self._fds()
 
     def _counters(self) -> dict[str, object]:
-        """What psutil reads well. Names of users are not looked up: that would ask the machine's own name services."""
+        """What psutil reads well: processor times, memory, the state in words.
+
+        Its ids cost another read of `status`, its `ppid` and `create_time` a read of /proc/stat each: together more
+        than everything else here. Names of users are never looked up, which would ask the machine's name services.
+        """
         try:
             process = psutil.Process(self._pid)
             with process.oneshot():
-                cpu, memory, uids, gids = process.cpu_times(), process.memory_info(), process.uids(), process.gids()
+                cpu, memory = process.cpu_times(), process.memory_info()
                 return {
-                    "ppid": process.ppid(),
                     "status": str(process.status()),
-                    "started": process.create_time(),
-                    "uids": list(uids),
-                    "gids": list(gids),
-                    "threads": process.num_threads(),
                     "cpu_user": cpu.user,
                     "cpu_system": cpu.system,
                     "rss": memory.rss,
@@ -274,8 +281,7 @@ class ProcessReader:
             self._note.denied.append("counters")
         except (OSError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
             # A process whose files are not what psutil expects: what was read here remains.
-            if not self._alive():
-                self._gone = True
+            self._gone = not self._alive()
         return {}
 
     def _namespaces(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from acquirers.snapshot.socket_tables import TABLES
 from acquirers.snapshot.watch import Ended, Outcome, Part, Received, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from acquirers.base import Report, Scope
     from acquirers.host import Host
@@ -73,8 +74,8 @@ def open_proc(host: Host) -> int:
 
 
 def list_pids(proc: int, scope: Scope) -> list[int]:
-    names = (int(name) for name in os.listdir(proc) if name.isascii() and name.isdigit() and len(name) < 10)
-    return sorted(pid for pid in names if not scope.pids or pid in scope.pids)
+    pids = {int(name) for name in os.listdir(proc) if name.isascii() and name.isdigit() and len(name) < 10}
+    return sorted(pids & set(scope.pids) if scope.pids else pids)
 
 
 class Snapshot:
@@ -100,7 +101,7 @@ class Snapshot:
         self._denied: list[str] = []
         self._missing: list[str] = []
 
-    def lines(self, report: Report) -> Iterator[bytes]:
+    def lines(self, report: Report) -> Generator[bytes, None, None]:
         """The whole stream; raises `AcquirerError` when /proc cannot be read at all."""
         started = time.monotonic_ns()
         gaps = GapCount(report)
@@ -126,11 +127,12 @@ class Snapshot:
             self._proc = open_proc(self._host)
             tasks = [(pid, Step.IMAGE) for pid in list_pids(self._proc, self._scope)]
             watch: Watch[Task] = Watch(self._work, keep=[self._proc], patience=self._patience)
-            for event in watch.run(tasks):
-                if isinstance(event, Received):
-                    self._take(event, _notes.decode(event.notes), gaps)
-                elif event.outcome is not Outcome.DONE:
-                    self._lost(event, gaps)
+            with closing(watch.run(tasks)) as events:
+                for event in events:
+                    if isinstance(event, Received):
+                        self._take(event, _notes.decode(event.notes), gaps)
+                    elif event.outcome is not Outcome.DONE:
+                        self._lost(event, gaps)
         except OSError as error:
             gaps.one("processes", Gap(reason_of(error), f"processes: {error.strerror}", self._host.proc or b""))
         finally:
@@ -196,19 +198,20 @@ class Snapshot:
         watch: Watch[Task] = Watch(
             self._work, keep=[self._proc], patience=self._patience, risky=lambda task: task[1] is not Step.BASIC
         )
-        for event in watch.run(tasks):
-            pid, step = event.task
-            if pid != self._pid:
-                self._begin(pid)
-            if isinstance(event, Received):
-                self._pieces.append(event.data)
-                self._take(event, _notes.decode(event.notes), gaps)
-                continue
-            if event.outcome is not Outcome.DONE:
-                self._missing.append(SAYS[step])
-                self._lost(event, gaps)
-            if step is STEPS[-1]:
-                yield self._finish(gaps)
+        with closing(watch.run(tasks)) as events:
+            for event in events:
+                pid, step = event.task
+                if pid != self._pid:
+                    self._begin(pid)
+                if isinstance(event, Received):
+                    self._pieces.append(event.data)
+                    self._take(event, _notes.decode(event.notes), gaps)
+                    continue
+                if event.outcome is not Outcome.DONE:
+                    self._missing.append(SAYS[step])
+                    self._lost(event, gaps)
+                if step is STEPS[-1]:
+                    yield self._finish(gaps)
 
     def _begin(self, pid: int) -> None:
         self._pid, self._start_ticks, self._pieces = pid, 0, []
@@ -280,24 +283,27 @@ class Snapshot:
         watch: Watch[tuple[Namespace, str]] = Watch(
             SocketReader(self._proc, self._holders), keep=[self._proc], patience=self._patience
         )
-        for event in watch.run(tasks):
-            namespace, table = event.task
-            if isinstance(event, Ended):
-                if event.outcome is not Outcome.DONE:
-                    detail = f"{table} of network namespace {namespace.inode}: {event.detail or 'not tried'}"
-                    gaps.one("sockets", Gap(_REASONS[event.outcome], detail, _where(namespace, table)))
-                continue
-            if event.data:
-                yield event.data
-            if event.notes:
-                notes = _table_notes.decode(event.notes)
-                self._counts["sockets"] += notes.sockets
-                if notes.error:
-                    error = OSError(notes.error, os.strerror(notes.error))
-                    detail = f"{table} of network namespace {namespace.inode}: {error.strerror}"
-                    gaps.one("sockets", Gap(reason_of(error), detail, _where(namespace, table)))
-                if notes.vanished and table == TABLES[0]:
-                    yield line({"type": "sockets", "netns": namespace.inode, "vanished": True})
+        with closing(watch.run(tasks)) as events:
+            for event in events:
+                namespace, table = event.task
+                if isinstance(event, Ended):
+                    if event.outcome is not Outcome.DONE:
+                        detail = f"{table} of network namespace {namespace.inode}: {event.detail or 'not tried'}"
+                        gaps.one("sockets", Gap(_REASONS[event.outcome], detail, _where(namespace, table)))
+                    continue
+                if event.data:
+                    yield event.data
+                if event.notes:
+                    yield from self._table(namespace, table, _table_notes.decode(event.notes), gaps)
+
+    def _table(self, namespace: Namespace, table: str, notes: TableNotes, gaps: GapCount) -> Iterator[bytes]:
+        self._counts["sockets"] += notes.sockets
+        if notes.error:
+            error = OSError(notes.error, os.strerror(notes.error))
+            detail = f"{table} of network namespace {namespace.inode}: {error.strerror}"
+            gaps.one("sockets", Gap(reason_of(error), detail, _where(namespace, table)))
+        if notes.vanished and table == TABLES[0]:
+            yield line({"type": "sockets", "netns": namespace.inode, "vanished": True})
 
 
 def _where(namespace: Namespace, table: str) -> bytes:

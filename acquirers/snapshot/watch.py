@@ -22,7 +22,7 @@ import struct
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -107,7 +107,7 @@ class Watch(Generic[T]):
         self._risky = risky
         self._children: list[int] = []
 
-    def run(self, tasks: Sequence[T]) -> Iterator[Received[T] | Ended[T]]:
+    def run(self, tasks: Sequence[T]) -> Generator[Received[T] | Ended[T], None, None]:
         """Does all tasks in order. Closing the generator ends the child."""
         index = failed = 0
         try:

@@ -67,8 +67,7 @@ class Docker:
         }
         if not survey.stores:
             return _nothing(found)
-        reads = {store.root.path for store in survey.stores}
-        reads |= {store.areas.path(name) for store in survey.stores for name in ("containers", "image", "volumes")}
+        reads = {path for store in survey.stores for path in store.areas.places()}
         limits = len(found.denied) + len(found.gaps)
         return Availability(
             State.AVAILABLE,
@@ -108,7 +107,15 @@ class Docker:
 
 def _survey(host: Host, scope: Scope) -> _Survey:
     found = find_roots(host)
-    stores = [read_store(host, root) for root in found.roots]
+    stores = []
+    for root in found.roots:
+        store = read_store(host, root)
+        if store.areas.readable:
+            stores.append(store)
+        elif all(gap.reason is Reason.DENIED for gap in store.gaps):
+            found.denied += [root.path] if root.path not in found.denied else []
+        else:
+            found.gaps += store.gaps
     matched = {
         (store.root.path, container.id): matching(scope.containers, container.id, [container.name])
         for store in stores

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.docker.layers import OVERLAYS
-from acquirers.containers.paths import mount_of, resolve
+from acquirers.containers.paths import mount_of, resolve, within
 from acquirers.containers.records import MalformedError, Records, TooManyNamesError
 
 if TYPE_CHECKING:
@@ -87,6 +87,16 @@ class Areas:
         """The native path of an area, where its link leads to if it is one."""
         area = self._open.get(name)
         return area.path if area is not None else self._root + b"/" + name.encode()
+
+    @property
+    def readable(self) -> bool:
+        """Anything of this data root can be looked at."""
+        return bool(self._open)
+
+    def places(self) -> list[bytes]:
+        """The data root, and where the links in it lead to."""
+        outside = [area.path for area in self._open.values() if not within(area.path, self._root)]
+        return [self._root, *outside]
 
     def listing(self, records: Records, *parts: bytes) -> list[tuple[bytes, Kind]]:
         """The names in a directory of records; that there is none is an empty one."""

@@ -18,6 +18,7 @@ from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
 from acquirers.containers.docker.daemons import live_daemons
 from acquirers.containers.docker.settings import parse_daemon_json, parse_homes, parse_lines
 from acquirers.containers.paths import mount_of, resolve, within
+from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,7 +198,7 @@ class _Search:
             return
         try:
             settings = parse_daemon_json(data)
-        except ValueError as error:
+        except MalformedError as error:
             detail = f"the configuration of a Docker daemon cannot be read: {error}"
             self.found.gap(Gap(Reason.MALFORMED, detail, path))
             return

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from acquirers.containers.records import MalformedError, decode
+
 # pflag takes `--name=value` and `--name value`; of a short option also `-gvalue`, `-g=value`, and the options without
 # a value (-D, -v) may stand in front of it.
 _LONG = {b"--data-root": "root", b"--graph": "root", b"--config-file": "config"}
@@ -55,23 +57,20 @@ def parse_arguments(arguments: Sequence[bytes]) -> Settings:
 
 
 def parse_daemon_json(data: bytes) -> Settings:
-    """`daemon.json`. Raises `ValueError` for what is none; an empty file is one without settings."""
+    """`daemon.json`; an empty file is one without settings. Raises `MalformedError`."""
     if not data.strip():
         return Settings()
-    try:
-        document = msgspec.json.decode(data, type=_DaemonJson)
-        root = _text(document.data_root) or _text(document.graph)
-        return Settings(os.fsencode(root) if root else None, None, _text(document.userns_remap))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    document = decode(data, _DaemonJson)
+    root = _text(document.data_root) or _text(document.graph)
+    return Settings(root.encode() if root else None, None, _text(document.userns_remap))
 
 
 def _text(raw: msgspec.Raw) -> str:
     if bytes(raw) in {b"", b"null"}:
         return ""
-    text = msgspec.json.decode(raw, type=str)
+    text = decode(raw, str)
     if len(text) > _MAX_TEXT or "\0" in text:
-        raise ValueError("a path that no kernel would take")
+        raise MalformedError("a path that no kernel would take")
     return text
 
 

@@ -1,4 +1,4 @@
-"""A stream of headers and contents: however it is cut into chunks, whole or damaged, and never more than a little memory."""
+"""A stream of headers and contents: whole or damaged, however it is cut into chunks, and in a little memory."""
 
 from __future__ import annotations
 

@@ -416,18 +416,28 @@ def test_a_chunk_may_be_kept_by_a_slow_consumer() -> None:
     assert len(read(b"".join(views))) == 500
 
 
-def test_an_item_that_breaks_off_has_told_of_whole_members_only() -> None:
+def test_a_member_is_reported_when_its_last_byte_was_taken() -> None:
+    """So that an item that breaks off has told of whole members only."""
     report = Recorder()
-    chunks = archive((file(b"/%d" % number, b"x" * 10_000, ino=number) for number in range(1000)), report)
-    taken = bytearray()
-    for _ in range(5):
-        taken += next(chunks)
-    chunks.close()  # type: ignore[attr-defined]
-    assert report.members
-    assert len(taken) > 512 * 1000
-    for member in report.members:
-        assert member.offset is not None
-        assert member.offset + 10_000 < len(taken)
+    tree = [file(b"/%d" % size, b"x" * size, ino=size) for size in (0, 1, 10_000, 70_000, 3_000_000, 300_000, 9)]
+    taken = 0
+    for chunk in archive(tree, report):
+        assert all((member.offset or 0) + (member.stored or 0) < taken for member in report.members)
+        taken += len(chunk)
+    assert len(report.members) == len(tree)
+
+
+def test_no_chunk_is_too_long() -> None:
+    """Neither when a large header follows what was gathered, nor when the content yields more at a time."""
+    attributes = {b"user.%d" % number: bytes(60_000) for number in range(17)}
+    tree = [
+        *(file(b"/%d" % number, b"x" * 1024, ino=number) for number in range(120)),
+        entry(b"/attributes", content=Bytes(b"x" * 1000, [(0, 1000)]), xattrs=attributes),
+        file(b"/large", b"x" * (2 * MAX_CHUNK + 5), piece=3 * MAX_CHUNK),
+    ]
+    data, report = write(*tree)
+    assert content_of(data, b"[root]/large") == b"x" * (2 * MAX_CHUNK + 5)
+    assert not report.flags
 
 
 def test_nothing_is_kept_of_a_tree() -> None:
