@@ -117,6 +117,8 @@ class Executables:
                         notes = _decode.decode(event.notes) if event.notes else notes
                         continue
                     _tell(event, notes, gaps, report)
+                    if notes.mode:
+                        event.task.nlink = notes.nlink  # its name may have gone since the first look
                     yield line(_record(event.task, notes))
                     notes = ContentNotes()
         except OSError as error:  # no child could be started
@@ -203,9 +205,11 @@ def _record(held: Held, notes: ContentNotes) -> dict[str, object]:
         "ino": held.ino,
         "deleted": held.deleted,
         "memfd": held.memfd,
-        "sha256": notes.sha256.hex() or None,
-        "size": notes.declared if notes.sha256 else held.size,
+        "sha256": notes.sha256.hex() if notes.sha256 and notes.size >= notes.declared else None,
+        "size": notes.declared if notes.mode else held.size,
     }
+    if notes.sha256 and notes.size < notes.declared:
+        record |= {"sha256_of_start": notes.sha256.hex(), "start": notes.size}
     if notes.mode:
         record |= {
             "mode": notes.mode,
@@ -215,8 +219,6 @@ def _record(held: Held, notes: ContentNotes) -> dict[str, object]:
             "mtime_ns": notes.mtime_ns,
             "ctime_ns": notes.ctime_ns,
         }
-    if notes.sha256 and notes.size != notes.declared:
-        record["hashed"] = notes.size
     record["pids"] = held.pids[:MAX_PIDS]
     record["processes"] = len(held.pids)
     if held.deleted:
@@ -307,8 +309,8 @@ def _bytes(fd: int, notes: ContentNotes, *, content: bool) -> Iterator[Part]:
             digest.update(buffer[:count])
             notes.size += count
             yield Part(buffer[:count] if content else b"")
-    finally:
         notes.sha256 = digest.digest()
+    finally:
         after = os.fstat(fd)
         notes.changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
         moved = before.st_atime_ns != after.st_atime_ns

@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 _HEADER = struct.Struct("<BBII")  # flags, descriptors, bytes of data, bytes of notes
 _LAST, _SKIPPED, _FAULT = 1, 2, 4
+_FD = struct.Struct("i")
+_RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+_SPACE = socket.CMSG_LEN(_FD.size)
 _RECEIVE = 1 << 18
 _REAP_SECONDS = 0.2
 
@@ -143,7 +146,9 @@ class Watch(Generic[T]):
         if pid == 0:
             try:
                 _child(theirs, self._keep)
-                _serve(theirs, tasks, start, self._work, self._risky if careful else None, 2 + self._patience.first)
+                _serve(
+                    theirs, tasks, start, self._work, self._risky if careful else None, 0.5 + 2 * self._patience.first
+                )
             finally:
                 os._exit(0)
         theirs.close()
@@ -216,11 +221,15 @@ class _Channel:
 
     def _receive(self) -> bool:
         try:
-            # The kernel ends a read behind a message that brought descriptors: at most one message's come at a time.
-            data, fds, flags, _ = socket.recv_fds(self._sock, _RECEIVE, 1, socket.MSG_CMSG_CLOEXEC)
+            # The kernel ends a read behind a message that brought a descriptor: at most one comes at a time.
+            # Not `socket.recv_fds`, which loses its flags in Python 3.11.
+            data, ancillary, flags, _ = self._sock.recvmsg(_RECEIVE, _SPACE, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return False
         # Beyond the limit of open files the kernel drops a descriptor; its place is kept, or the next would take it.
+        fds = [
+            _FD.unpack(raw)[0] for level, kind, raw in ancillary if (level, kind) == _RIGHTS and len(raw) == _FD.size
+        ]
         self._fds.extend(fds or ([-1] if flags & socket.MSG_CTRUNC else []))
         self._buffer += data
         return bool(data)
@@ -298,7 +307,7 @@ def _serve(
 def _send(sock: socket.socket, flags: int, part: Part) -> None:
     fds = [part.fd] if part.fd >= 0 else []
     header = _HEADER.pack(flags, len(fds), len(part.data), len(part.notes))
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", part.fd))] if fds else []
+    rights = [(*_RIGHTS, _FD.pack(part.fd))] if fds else []
     sent = sock.sendmsg([header, part.data, part.notes], rights)
     if sent < len(header) + len(part.data) + len(part.notes):
         sock.sendall(b"".join((header, part.data, part.notes))[sent:])

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat as stat_module
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def make_tree(top: Path) -> None:
         os.setxattr(top / "etc", b"trusted.overlay.opaque", b"y")
         os.setxattr(top / "suid", b"security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
         os.setxattr(top / "bin", b"trusted.on-a-link", b"1", follow_symlinks=False)
-    (top / "shut").chmod(0o000)
+    (top / "shut").chmod(0o000 if ROOT else 0o500)
     for number, path in enumerate(sorted(top.rglob("*"), reverse=True)):
         os.utime(path, ns=(NS - number, NS + number), follow_symlinks=False)
     os.utime(top / "etc" / "nothing", ns=(-1_500_000_001, -500_000_000))
@@ -105,13 +106,17 @@ def look(top: Path) -> dict[bytes, Seen]:
     """What is below a directory, with all that can be seen of it."""
     names: dict[tuple[int, int], list[bytes]] = {}
     paths = {}
-    for directory, directories, files in os.walk(os.fsencode(top)):
-        for name in [*directories, *files]:
+    waiting = [os.fsencode(top)]
+    while waiting:
+        directory = waiting.pop()
+        for name in os.listdir(directory):
             path = os.path.join(directory, name)
+            status = os.lstat(path)  # before anything is read of it, which moves its access time
             relative = os.path.relpath(path, os.fsencode(top))
-            status = os.lstat(path)
             paths[relative] = path, status
-            if not stat_module.S_ISDIR(status.st_mode):
+            if stat_module.S_ISDIR(status.st_mode):
+                waiting.append(path)
+            else:
                 names.setdefault((status.st_dev, status.st_ino), []).append(relative)
     found = {}
     for relative, (path, status) in paths.items():
@@ -157,6 +162,7 @@ def without_atime(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     top = tmp_path_factory.mktemp("tree") / "[root]"
     make_tree(top)
+    time.sleep(0.02)  # more than a tick of the kernel's clock
     look(top)  # moves the access times to now, where looking again leaves them (relatime)
     yield top
     (top / "shut").chmod(0o700)

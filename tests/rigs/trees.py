@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
 
 from acquirers import syscalls
 from acquirers.base import Flag, FlagKind, Gap, Kind, Member, Reason
-from acquirers.files.entry import Entry
 from acquirers.files.tree import Tree, open_tree
-from acquirers.mounts import Mount
+
+if TYPE_CHECKING:
+    from acquirers.files.entry import Entry
+    from acquirers.mounts import Mount
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -173,10 +175,9 @@ def _call(name: str, *args: Any) -> None:
 # -- other processes --------------------------------------------------------------------------------------------------
 
 
-def run_python(code: str, *arguments: str | Path, user: int | None = None) -> str:
-    """Runs a program in a process of its own and returns what it prints; `user` also is its only group."""
-    about: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-    done = subprocess.run(
+def run_python(code: str, *arguments: str | Path) -> str:
+    """Runs a program in a process of its own and returns what it prints."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         cwd=REPOSITORY,
         env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C"},
@@ -184,7 +185,17 @@ def run_python(code: str, *arguments: str | Path, user: int | None = None) -> st
         check=False,
         text=True,
         timeout=120,
-        **about,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+NOBODY = 65534
+
+
+def become_nobody() -> None:
+    """Gives up root for good, in a process of its own. What is imported later may not be readable any more."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)

@@ -12,7 +12,7 @@ from acquirers.containers.docker.contents import (
     container_parts,
     layer_part,
     runtime_parts,
-    volume_parts,
+    volume_part,
     writable_parts,
 )
 from acquirers.containers.docker.roots import Found, find_roots
@@ -184,11 +184,14 @@ class _Items:
         store = self.store
         parts = list(runtime_parts(store, configuration=configuration))
         flags = [*flags, *store.flags]
+        gaps = [*gaps, *store.gaps]
         if not self.survey.narrowed:
+            gaps += store.strange
             for volume in store.volumes.values():
                 if not volume.users:
+                    gaps += [volume.gap] if volume.gap is not None else []
                     self._add_volume(volume, parts, flags)
-        archive = Archive(self.host, self.scope, parts, [*gaps, *store.gaps], flags)
+        archive = Archive(self.host, self.scope, parts, gaps, flags)
         return _item(self.names, "runtime", archive, about_runtime(store))
 
     def containers(self) -> Iterator[Item]:
@@ -236,7 +239,9 @@ class _Items:
             yield _item(self.names, layer.id[:12], archive, about, below="/layers", size=layer.size)
 
     def _add_volume(self, volume: Volume, parts: list[Part], flags: list[Flag]) -> None:
-        part, flag = volume_parts(self.host, self.store, volume)
+        if volume.is_link:
+            return  # the link itself is among the records of all volumes
+        part, flag = volume_part(self.host, self.store, volume)
         parts.append(part)
         if flag is not None:
             flags.append(flag)

@@ -26,7 +26,7 @@ _MAX_NAMED = 50
 
 
 def container_parts(store: Store, container: Container) -> Iterator[Part]:
-    """Records, logs, the writable layer and its links. Volumes come from `volume_parts`."""
+    """Records, logs, the writable layer and its links. Volumes come from `volume_part`."""
     if container.present:
         yield Part(container.path, recursive=True)  # mounts/shm, secrets and configs are tmpfs
     writable = container.writable
@@ -51,7 +51,7 @@ def layer_part(store: Store, layer: Layer) -> Part:
     return Part(store.areas.overlay_path(layer.driver) + b"/" + layer.id.encode(), without(b"merged"))
 
 
-def volume_parts(host: Host, store: Store, volume: Volume) -> tuple[Part, Flag | None]:
+def volume_part(host: Host, store: Store, volume: Volume) -> tuple[Part, Flag | None]:
     """A volume with what is mounted over its data, unless that is a directory which holds the data root itself."""
     data = volume.path + b"/_data"
     mount = mount_of(host.mounts, data)

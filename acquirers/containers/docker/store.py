@@ -25,6 +25,7 @@ from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
     from acquirers.containers.docker.roots import DataRoot
+    from acquirers.containers.records import Records
     from acquirers.host import Host
 
 _CONTAINER = re.compile(rb"[0-9a-f]{64}")
@@ -66,6 +67,10 @@ class Volume:
     path: bytes
     users: list[str] = field(default_factory=list)
     """Ids of the containers whose records name it."""
+    gap: Gap | None = None
+    """Why it is not read whole."""
+    is_link: bool = False
+    """It is no directory at all."""
 
 
 @dataclass(slots=True)
@@ -82,6 +87,8 @@ class Store:
     """Writable layers that belong to no container that has a record."""
     strangers: list[bytes] = field(default_factory=list)
     """Names in `containers` that are no containers."""
+    strange: list[Gap] = field(default_factory=list)
+    """What is wrong with them: of no interest to whoever asks for one container."""
     gaps: list[Gap] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
 
@@ -135,7 +142,7 @@ class _Reader:
             where = self._areas.path("containers") + b"/" + name
             if _CONTAINER.fullmatch(name):
                 detail = f"a {kind}, where the directory of a container should be: not followed"
-                self._store.gaps.append(Gap(Reason.MALFORMED, detail, where))
+                self._store.strange.append(Gap(Reason.MALFORMED, detail, where))
             else:
                 self._store.flags.append(Flag(FlagKind.FINDING, "no container, among the containers", where))
         return found
@@ -144,11 +151,16 @@ class _Reader:
         records = self._areas.volumes
         base = self._areas.path("volumes")
         for name, kind in self._areas.listing(records) if records is not None else []:
-            path = base + b"/" + name
-            if kind is Kind.DIRECTORY:
-                self._store.volumes[name] = Volume(name, path)
-            elif kind is Kind.SYMLINK:
-                self._store.gaps.append(Gap(Reason.MALFORMED, "a volume that is a link: not followed", path))
+            volume = Volume(name, base + b"/" + name)
+            if kind is Kind.SYMLINK:
+                volume.is_link = True
+                volume.gap = Gap(Reason.MALFORMED, "a volume that is a link: not followed", volume.path)
+            elif kind is not Kind.DIRECTORY:
+                continue
+            elif records is not None and _is_link(records, name, b"_data"):
+                detail = "a volume whose data is a link: not followed"
+                volume.gap = Gap(Reason.MALFORMED, detail, volume.path + b"/_data")
+            self._store.volumes[name] = volume
 
     def _container(self, container_id: str, driver: str, *, present: bool) -> Container:
         path = self._areas.path("containers") + b"/" + container_id.encode()
@@ -253,8 +265,10 @@ class _Reader:
             elif name not in self._store.volumes:
                 container.gaps.append(Gap(Reason.VANISHED, "a volume that is not there", where))
             elif name not in container.volumes:
+                volume = self._store.volumes[name]
                 container.volumes.append(name)
-                self._store.volumes[name].users.append(container.id)
+                volume.users.append(container.id)
+                container.gaps += [volume.gap] if volume.gap is not None else []
 
     @staticmethod
     def _note_other_mount(container: Container, mount: MountPoint) -> None:
@@ -263,3 +277,10 @@ class _Reader:
         what = "a bind mount" if mount.kind == "bind" else f"a mount of type {mount.kind[:32]!r}"
         detail = f"{what}, seen at {mount.destination[:200]!r}: outside of the data root and not part of this archive"
         container.flags.append(Flag(FlagKind.ELSEWHERE, detail, mount.source.encode()))
+
+
+def _is_link(records: Records, *parts: bytes) -> bool:
+    try:
+        return records.kind(*parts) is Kind.SYMLINK
+    except (OSError, MalformedError):
+        return False

@@ -217,9 +217,9 @@ def test_a_daemon_in_another_mount_namespace_is_translated(root: Path) -> None:
         f"1 0 {number} / / rw - ext4 /dev/x rw\n2 1 {number} /docker /var/lib/docker rw - ext4 /dev/x rw\n"
     )
     process.joinpath("root").unlink()
-    seen = process / "root/var/lib"
-    seen.mkdir(parents=True)
-    (seen / "docker").symlink_to(there)
+    process.joinpath("root").symlink_to(root / "inner")
+    (root / "inner/var/lib").mkdir(parents=True)
+    (root / "inner/var/lib/docker").symlink_to(there)
     host = machine.host()
     host.__dict__["mounts"] = [mount(b"/", b"ext4", 99), mount(b"/disk", b"ext4", device)]
     found = find_roots(host)

@@ -51,9 +51,17 @@ def test_daemon_json() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"[", b"[]", b"no json", b'{"data-root": 7}', b'{"data-root": "/a\\u0000"}', b'{"data-root": "/' + b"x" * 5000 + b'"}',
-     b'{"x":' + b"[" * 200_000, b'{"data-root": "\xff"}'],
-)  # fmt: skip
+    [
+        b"[",
+        b"[]",
+        b"no json",
+        b'{"data-root": 7}',
+        b'{"data-root": "/a\\u0000"}',
+        b'{"data-root": "/' + b"x" * 5000 + b'"}',
+        b'{"x":' + b"[" * 200_000,
+        b'{"data-root": "\xff"}',
+    ],
+)
 def test_malformed_daemon_json_is_one_error(data: bytes) -> None:
     with pytest.raises(MalformedError):
         parse_daemon_json(data)

@@ -1,0 +1,154 @@
+"""What the tests of the snapshot share: a report that remembers, and /proc trees and processes made for a test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from acquirers.base import Flag, Gap, Item, Member, Reason, Scope
+from acquirers.host import Host, Mode
+from acquirers.snapshot import Processes
+from acquirers.snapshot.watch import Patience
+
+QUICK = Patience(first=0.3, later=0.1, generous=2, most=4)
+NO_SCOPE = Scope()
+
+
+class Remembered:
+    """A report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.gaps: list[Gap] = []
+        self.flags: list[Flag] = []
+
+    def member(self, member: Member) -> None:
+        raise AssertionError("nothing here has members")
+
+    def gap(self, gap: Gap) -> None:
+        self.gaps.append(gap)
+
+    def flag(self, flag: Flag) -> None:
+        self.flags.append(flag)
+
+    def of(self, reason: Reason) -> list[Gap]:
+        return [gap for gap in self.gaps if gap.reason is reason]
+
+
+def content(item: Item, report: Remembered | None = None) -> bytes:
+    return b"".join(bytes(chunk) for chunk in item.read(report or Remembered()))
+
+
+def records(data: bytes) -> list[dict[str, Any]]:
+    """Every line is one JSON object, and the text is UTF-8."""
+    assert data.endswith(b"\n")
+    return [json.loads(line.decode()) for line in data.split(b"\n")[:-1]]
+
+
+def snapshot(
+    host: Host, scope: Scope = NO_SCOPE, report: Remembered | None = None, processes: Processes | None = None
+) -> list[dict[str, Any]]:
+    """What `snapshot.processes` yields, read whole; executables are let go unless `processes` is given."""
+    mine = processes or Processes()
+    try:
+        (item,) = mine.items(host, scope)
+        return records(content(item, report))
+    finally:
+        if processes is None:
+            mine.close()
+
+
+def here() -> Host:
+    return Host(Mode.HOST)
+
+
+def process(lines: Sequence[dict[str, Any]], pid: int) -> dict[str, Any]:
+    (found,) = [line for line in lines if line["type"] == "process" and line["pid"] == pid]
+    return found
+
+
+# -- real processes ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(
+    arguments: Sequence[str | bytes | Path], *, ready: bytes = b"", **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that is killed and waited for. With `ready`, waits until it has written that on its standard output."""
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE if ready else subprocess.DEVNULL, **options)
+    try:
+        if ready:
+            assert child.stdout is not None
+            assert child.stdout.readline().strip() == ready
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def children() -> set[int]:
+    """The children of this process, zombies included."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            found |= set(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    return found
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# -- a /proc tree made of ordinary files -------------------------------------------------------------------------------
+
+STATUS = b"Name:\tx\nUmask:\t0022\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t4 27 \nNSpid:\t%d\nCapEff:\t00ff\n"
+
+
+def stat_line(pid: int, comm: bytes = b"x", *, state: str = "S", flags: int = 0, start: int = 500) -> bytes:
+    rest = f"{state} 1 {pid} {pid} 0 -1 {flags} 0 0 0 0 7 3 0 0 20 0 1 0 {start} 4096 10 18446744073709551615"
+    return b"%d (%s) %s" % (pid, comm, rest.encode()) + b" 0" * 27 + b"\n"
+
+
+def fake_proc(root: Path) -> Host:
+    """A machine whose /proc is an ordinary directory."""
+    proc = root / "proc"
+    proc.mkdir()
+    (proc / "stat").write_bytes(b"cpu 0\nbtime 1700000000\n")
+    return Host(Mode.HOST, proc=os.fsencode(proc))
+
+
+def fake_process(host: Host, pid: int, comm: bytes = b"x", **stat: Any) -> Path:
+    assert host.proc is not None
+    here = Path(os.fsdecode(host.proc)) / str(pid)
+    for name in ("ns", "fd", "fdinfo", "net"):
+        (here / name).mkdir(parents=True)
+    (here / "stat").write_bytes(stat_line(pid, comm, **stat))
+    (here / "statm").write_bytes(b"100 50 10 1 0 20 0\n")
+    (here / "status").write_bytes(STATUS % pid)
+    (here / "cgroup").write_bytes(b"0::/user.slice\n")
+    (here / "mountinfo").write_bytes(b"")
+    (here / "cmdline").write_bytes(b"run\0it\0")
+    (here / "environ").write_bytes(b"A=1\0B=2\0")
+    (here / "exe").symlink_to("/bin/sh")
+    (here / "cwd").symlink_to("/")
+    (here / "root").symlink_to("/")
+    (here / "ns/net").symlink_to("net:[77]")
+    (here / "ns/mnt").symlink_to(f"mnt:[{pid}]")
+    (here / "fd/0").symlink_to("/dev/null")
+    return here
