@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from acquirers import identity as identity_module
 from acquirers import syscalls
+from acquirers.root import read_kernel_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from acquirers.host import Host
+    from acquirers.root import Root
 
 # include/uapi/linux/capability.h, in order of their bit.
 CAPABILITIES = (
@@ -120,22 +121,24 @@ def _namespaces() -> dict[str, int]:
     return found
 
 
-def _text(host: Host, path: bytes, limit: int = 4096) -> str:
+def _text(root: Root, path: bytes, limit: int = 4096) -> str:
     try:
-        return host.read(path, limit).decode("utf-8", "replace").strip()
+        return root.read(path, limit).decode("utf-8", "replace").strip()
     except OSError:
         return ""
 
 
-def _kernel_text(host: Host, name: bytes) -> str:
+def _kernel_text(proc: bytes | None, name: bytes) -> str:
+    if proc is None:
+        return ""
     try:
-        return host.read_proc(name, 4096).decode("utf-8", "replace").strip()
+        return read_kernel_file(os.path.join(proc, name), 4096).decode("utf-8", "replace").strip()
     except OSError:
         return ""
 
 
-def _os_release(host: Host) -> dict[str, str]:
-    text = _text(host, b"/etc/os-release", 65536) or _text(host, b"/usr/lib/os-release", 65536)
+def _os_release(root: Root) -> dict[str, str]:
+    text = _text(root, b"/etc/os-release", 65536) or _text(root, b"/usr/lib/os-release", 65536)
     found = {}
     for line in text.splitlines()[:200]:
         key, equals, value = line.partition("=")
@@ -153,22 +156,22 @@ def _lockdown() -> str:
     return match[1] if match else ""
 
 
-def read(host: Host) -> Facts:
+def read(root: Root, *, mode: str, proc: bytes | None) -> Facts:
     """Everything at once. What cannot be read is empty; nothing here raises for a strange machine."""
     status = _status()
     uname = platform.uname()
-    live = host.live
-    uptime = _kernel_text(host, b"uptime").partition(" ")[0] if live else ""
-    hostname = uname.node if live and host.mode != "live-root" else _text(host, b"/etc/hostname", 256)
+    live = proc is not None
+    uptime = _kernel_text(proc, b"uptime").partition(" ")[0]
+    hostname = _text(root, b"/etc/hostname", 256) if mode in {"dead", "live-root"} else uname.node
     return Facts(
-        mode=str(host.mode),
-        hostname=hostname or uname.node if live else hostname,
+        mode=mode,
+        hostname=hostname or (uname.node if live else ""),
         kernel=uname.release if live else "",
         kernel_version=uname.version if live else "",
         architecture=uname.machine,
-        os_release=_os_release(host),
-        boot_id=_kernel_text(host, b"sys/kernel/random/boot_id") if live else "",
-        machine_id=_text(host, b"/etc/machine-id"),
+        os_release=_os_release(root),
+        boot_id=_kernel_text(proc, b"sys/kernel/random/boot_id"),
+        machine_id=_text(root, b"/etc/machine-id"),
         uptime_s=float(uptime) if re.fullmatch(r"\d+(\.\d+)?", uptime) else None,
         clock=clock(),
         uid=os.geteuid(),
@@ -178,5 +181,5 @@ def read(host: Host) -> Facts:
         no_new_privs=int(status["NoNewPrivs"]) if status.get("NoNewPrivs", "").isdigit() else None,
         namespaces=_namespaces(),
         lockdown=_lockdown(),
-        identity=identity_module.read(host) if live else {},
+        identity=identity_module.read(root, inside=mode == "inside") if live else {},
     )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import enum
 import os
-import stat
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from acquirers import facts as facts_module
 from acquirers import mounts as mounts_module
-from acquirers.files.tree import DIRECTORY, Tree, open_noatime, open_tree
+from acquirers.files.tree import Tree, open_tree
+from acquirers.root import MAX_CONFIG, MAX_DEPTH, MAX_LINKS, NotARootError, Root, TooLargeError, read_kernel_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
     from acquirers.facts import Facts
     from acquirers.mounts import Mount
 
-MAX_LINKS = 40
-MAX_DEPTH = 256
-MAX_CONFIG = 1 << 20
-"""Bytes of a configuration file that are ever read into memory, unless the caller says otherwise."""
+__all__ = ["MAX_CONFIG", "MAX_DEPTH", "MAX_LINKS", "Host", "Mode", "NotARootError", "TooLargeError"]
 
 
 class Mode(enum.StrEnum):
@@ -36,28 +34,13 @@ class Mode(enum.StrEnum):
     DEAD = "dead"  # a mounted disk: nothing of it is running
 
 
-class NotARootError(Exception):
-    """The directory holds none of etc, usr and var."""
-
-
-class TooLargeError(OSError):
-    """A file that should be small is not."""
-
-
-class Host:
-    """The examined machine.
-
-    Paths are native and absolute: `/var/lib/docker` is that directory of the examined machine, wherever its root lies.
-    Links are followed in user space, one component at a time, and never lead out of the root. Methods raise `OSError`.
-    """
+class Host(Root):
+    """The examined machine: its root, its /proc where it is alive, what is mounted, and what it says of itself."""
 
     def __init__(self, mode: Mode, root: bytes = b"/", proc: bytes | None = b"/proc") -> None:
+        super().__init__(root)
         self.mode = mode
-        self.root = os.path.abspath(root)
         self.proc = None if mode is Mode.DEAD else proc
-        if not any(os.path.isdir(os.path.join(self.root, name)) for name in (b"etc", b"usr", b"var")):
-            raise NotARootError(f"{os.fsdecode(self.root)!r} holds none of etc, usr and var")
-        self._root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @property
     def live(self) -> bool:
@@ -67,108 +50,7 @@ class Host:
     @cached_property
     def facts(self) -> Facts:
         """Capabilities, namespaces, kernel, ids, clock and identity: read once."""
-        return facts_module.read(self)
-
-    # -- paths --------------------------------------------------------------------------------------------------------
-
-    def open_path(self, path: bytes) -> int:
-        """An `O_PATH` descriptor of what `path` names on the machine, links followed inside the root."""
-        todo = [part for part in reversed(path.split(b"/")) if part not in {b"", b"."}]
-        fds = [os.dup(self._root_fd)]
-        links = 0
-        try:
-            while todo:
-                part = todo.pop()
-                if part == b"..":
-                    if len(fds) > 1:
-                        os.close(fds.pop())
-                    continue
-                if len(fds) > MAX_DEPTH:
-                    raise OSError(36, os.strerror(36))
-                fd = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fds[-1])
-                if not stat.S_ISLNK(os.fstat(fd).st_mode):
-                    fds.append(fd)
-                    continue
-                os.close(fd)
-                links += 1
-                if links > MAX_LINKS:
-                    raise OSError(40, os.strerror(40))
-                target = os.readlink(part, dir_fd=fds[-1])
-                if target.startswith(b"/"):
-                    while len(fds) > 1:
-                        os.close(fds.pop())
-                todo += [part for part in reversed(target.split(b"/")) if part not in {b"", b"."}]
-            return fds.pop()
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def native(self, path: bytes) -> bytes:
-        """`path` with all links followed: the native absolute path that the machine itself would print."""
-        fd = self.open_path(path)
-        try:
-            real = os.readlink(b"/proc/self/fd/%d" % fd)
-        finally:
-            os.close(fd)
-        if self.root == b"/":
-            return real
-        if real == self.root:
-            return b"/"
-        if real.startswith(self.root + b"/"):
-            return real[len(self.root) :]
-        return path
-
-    def here(self, path: bytes) -> bytes:
-        """How this process would name the native path `path`."""
-        return path if self.root == b"/" else self.root + path
-
-    def is_dir(self, path: bytes) -> bool:
-        return self._has_type(path, stat.S_ISDIR)
-
-    def is_file(self, path: bytes) -> bool:
-        return self._has_type(path, stat.S_ISREG)
-
-    def _has_type(self, path: bytes, test: object) -> bool:
-        try:
-            fd = self.open_path(path)
-        except OSError:
-            return False
-        try:
-            mode = os.fstat(fd).st_mode
-        finally:
-            os.close(fd)
-        return bool(callable(test) and test(mode))
-
-    def read(self, path: bytes, limit: int = MAX_CONFIG) -> bytes:
-        """The content of one small regular file. Raises `TooLargeError` beyond `limit` bytes."""
-        head, _, name = path.rstrip(b"/").rpartition(b"/")
-        for _ in range(MAX_LINKS):
-            directory = self.open_path(head or b"/")
-            try:
-                fd = open_noatime(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, directory)
-            except OSError as error:
-                if error.errno != 40:
-                    raise
-                target = os.readlink(name, dir_fd=directory)
-            else:
-                return _read_regular(fd, limit)
-            finally:
-                os.close(directory)
-            target = target if target.startswith(b"/") else (head or b"") + b"/" + target
-            head, _, name = target.rstrip(b"/").rpartition(b"/")
-        raise OSError(40, os.strerror(40))
-
-    def names(self, path: bytes) -> list[bytes]:
-        """The names in one directory, sorted. For directories whose size a configuration bounds."""
-        fd = self.open_path(path)
-        try:
-            listing = open_noatime(b".", DIRECTORY, fd)
-        finally:
-            os.close(fd)
-        try:
-            return sorted(os.fsencode(name) for name in os.listdir(listing))
-        finally:
-            os.close(listing)
+        return facts_module.read(self, mode=self.mode, proc=self.proc)
 
     def tree(self, path: bytes, *, recursive: bool = False) -> Tree:
         """The directory `path`, opened for a faithful walk."""
@@ -179,15 +61,6 @@ class Host:
         finally:
             os.close(fd)
 
-    def identity_of(self, path: bytes) -> tuple[int, int]:
-        """(device, inode) of what `path` names."""
-        fd = self.open_path(path)
-        try:
-            found = os.fstat(fd)
-        finally:
-            os.close(fd)
-        return found.st_dev, found.st_ino
-
     # -- mounts -------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -195,7 +68,7 @@ class Host:
         """What is mounted where, by native path, when the run began."""
         if self.mode is Mode.LIVE_ROOT:
             return mounts_module.parse_mountinfo(self.read_proc(b"1/mountinfo"))
-        own = mounts_module.parse_mountinfo(_read_all(b"/proc/self/mountinfo"))
+        own = mounts_module.parse_mountinfo(read_kernel_file(b"/proc/self/mountinfo"))
         if self.root == b"/":
             return own
         inside = mounts_module.below(own, self.root)
@@ -219,7 +92,7 @@ class Host:
         """One file below /proc, cut at `limit` bytes."""
         if self.proc is None:
             raise FileNotFoundError(2, "a mounted disk has no processes")
-        return _read_all(os.path.join(self.proc, name), limit)
+        return read_kernel_file(os.path.join(self.proc, name), limit)
 
     def processes_named(self, comm: bytes) -> Iterator[int]:
         """The pids whose command name is `comm`."""
@@ -232,34 +105,4 @@ class Host:
 
 
 def _moved(mount: Mount, point: bytes) -> Mount:
-    from dataclasses import replace
-
     return replace(mount, point=point)
-
-
-def _read_regular(fd: int, limit: int) -> bytes:
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(22, "not a regular file")
-        data = b""
-        while chunk := os.read(fd, limit + 1 - len(data)):
-            data += chunk
-            if len(data) > limit:
-                raise TooLargeError(27, f"larger than {limit} bytes")
-        return data
-    finally:
-        os.close(fd)
-
-
-def _read_all(path: bytes, limit: int = 4 * MAX_CONFIG) -> bytes:
-    """A kernel file, which has no size to trust: read to its end or to `limit` bytes."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        parts: list[bytes] = []
-        left = limit
-        while left and (chunk := os.read(fd, min(left, 1 << 16))):
-            parts.append(chunk)
-            left -= len(chunk)
-        return b"".join(parts)
-    finally:
-        os.close(fd)

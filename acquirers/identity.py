@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from acquirers.host import Host
+    from acquirers.root import Root
 
 IMDS = ("169.254.169.254", 80)
 DEADLINE_S = 0.5
@@ -113,7 +113,7 @@ def ecs(environ: Mapping[str, str], deadline_s: float = DEADLINE_S) -> dict[str,
     return found
 
 
-def kubernetes(host: Host, environ: Mapping[str, str]) -> dict[str, object]:
+def kubernetes(root: Root, environ: Mapping[str, str]) -> dict[str, object]:
     """Namespace and downward data where a pod was given them; the service-account token is never opened."""
     found: dict[str, object] = {}
     for key, names in (("node", ("NODE_NAME",)), ("pod", ("POD_NAME",)), ("namespace", ("POD_NAMESPACE",))):
@@ -126,13 +126,13 @@ def kubernetes(host: Host, environ: Mapping[str, str]) -> dict[str, object]:
         ("annotations", b"/etc/podinfo/annotations"),
     ):
         try:
-            found.setdefault(key, host.read(path, 65536).decode("utf-8", "replace").strip())
+            found.setdefault(key, root.read(path, 65536).decode("utf-8", "replace").strip())
         except OSError:
             continue
     return found
 
 
-def read(host: Host) -> dict[str, object]:
+def read(root: Root, *, inside: bool) -> dict[str, object]:
     """Everything that is known, by source. Empty where nothing is."""
     found: dict[str, object] = {}
     if on_ec2() and (document := ec2()):
@@ -141,8 +141,8 @@ def read(host: Host) -> dict[str, object]:
         found["ecs"] = task
         if isinstance(task.get("task_id"), str):
             found["ecs_task"] = task["task_id"]
-    if host.mode == "inside" or "KUBERNETES_SERVICE_HOST" in os.environ:
-        pod = kubernetes(host, os.environ)
+    if inside or "KUBERNETES_SERVICE_HOST" in os.environ:
+        pod = kubernetes(root, os.environ)
         if pod:
             found["kubernetes"] = pod
             if isinstance(pod.get("node"), str):

@@ -10,28 +10,27 @@ import os
 import resource
 import sys
 import time
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from acquirers.base import AcquirerError, Gap, Reason, State
+from acquirers.base import Gap, Reason, State
 from agent import events
-from agent.custody.attempt import MAX_SEALED_GAPS, TOOL, Attempt, Counts, now
-from agent.custody.manifest import flag_record, gap_record, member_record, plain
+from agent.custody.attempt import TOOL, Attempt, now
+from agent.custody.manifest import plain
 from agent.custody.records import is_object_name
 from agent.custody.resuming import machine_of
 from agent.errors import ImpoundError, StoppedError, StoreError, StoreFullError, UsageError
 from agent.ids import uuid7
+from agent.outcome import Outcome
 from agent.preparation import check_place, prepare, read_recipients
+from agent.report import ItemReport, guarded
 from agent.stores.directory import DirectoryStore
 from agent.stores.sealed import SUFFIX, SealedObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from acquirers.base import Acquirer, Flag, Item, Member
+    from acquirers.base import Acquirer, Item
     from agent.events import Observer
     from agent.job import Job
     from agent.preparation import Prepared
@@ -39,37 +38,6 @@ if TYPE_CHECKING:
     from agent.stores.base import Store
 
 PROGRESS_EVERY_S = 0.25
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a run."""
-
-    outcome: str = "failed"
-    """complete, gaps, stopped or failed."""
-    error: ImpoundError | None = None
-    run: str = ""
-    case: str = ""
-    host: str = ""
-    attempt: int = 1
-    location: str = ""
-    signer: str = ""
-    receipt_sha256: str = ""
-    counts: Counts = field(default_factory=Counts)
-    plaintext: int = 0
-    stored: int = 0
-    seconds: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-    first_gaps: list[tuple[str, Gap]] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    """Acquirers that found nothing of their kind here: neither gap nor flag."""
-    left_out: tuple[str, ...] = ()
-    """What the profile asks for and this version does not have."""
-
-    @property
-    def exit_code(self) -> int:
-        return {"complete": 0, "gaps": 1}.get(self.outcome, 3)
 
 
 class Stop:
@@ -186,7 +154,7 @@ class _Run:
             if availability.state is State.ABSENT:
                 self._out.absent.append(acquirer.name)
                 continue
-            report = _Report(self, attempt, "", acquirer.name)
+            report = self._report(attempt, "", acquirer)
             if availability.state is State.UNAVAILABLE:
                 remedy = f"; {availability.remedy}" if availability.remedy else ""
                 report.gap(Gap(Reason.DENIED, f"{acquirer.name}: {availability.reason}{remedy}"))
@@ -195,7 +163,7 @@ class _Run:
                 report.gap(Gap(Reason.LIMIT, f"{acquirer.name}: the deadline came before it was begun"))
                 continue
             items = acquirer.items(self._prepared.host, scope)
-            for item in _guarded(items, report, acquirer.name):
+            for item in guarded(items, report, acquirer.name):
                 self._take(store, attempt, acquirer, item)
 
     def _introduce(self, attempt: Attempt) -> None:
@@ -248,7 +216,7 @@ class _Run:
     def _take(self, store: Store, attempt: Attempt, acquirer: Acquirer, item: Item) -> None:
         """Acquires one item into one object."""
         self._check()
-        report = _Report(self, attempt, item.path, acquirer.name)
+        report = self._report(attempt, item.path, acquirer)
         name = item.path + SUFFIX
         if not is_object_name(name):
             report.gap(Gap(Reason.INTERNAL, f"{acquirer.name} gave an item a name that is no object name"))
@@ -316,12 +284,12 @@ class _Run:
             )
         )
 
-    def _pump(self, item: Item, report: _Report, out: SealedObject) -> None:
+    def _pump(self, item: Item, report: ItemReport, out: SealedObject) -> None:
         """Reads an item to its end, or as far as it goes; what was read stays evidence either way."""
         told = time.monotonic()
         chunks = item.read(report)
         try:
-            for chunk in _guarded(chunks, report, item.path):
+            for chunk in guarded(chunks, report, item.path):
                 out.write(chunk)
                 self._check()
                 moment = time.monotonic()
@@ -339,6 +307,9 @@ class _Run:
             if close is not None:
                 close()
 
+    def _report(self, attempt: Attempt, item: str, acquirer: Acquirer) -> ItemReport:
+        return ItemReport(attempt, self._out, self._observe, item, acquirer.name)
+
     def _free(self, path: str) -> str:
         """The object name of an item: its own, or the next that nothing has."""
         name, number = path + SUFFIX, 2
@@ -355,65 +326,6 @@ class _Run:
     def _late(self) -> bool:
         limit = self._job.limits.deadline_s
         return limit is not None and time.monotonic() - self._started > limit
-
-    def note_gap(self, item: str, gap: Gap) -> None:
-        self._out.reasons[gap.reason] += 1
-        if len(self._out.first_gaps) < MAX_SEALED_GAPS:
-            self._out.first_gaps.append((item, gap))
-        self._observe(events.GapFound(item, gap))
-
-    def note_flag(self, item: str, flag: Flag) -> None:
-        self._observe(events.FlagRaised(item, flag))
-
-
-class _Report:
-    """Puts what an item tells into the manifest, and counts it."""
-
-    def __init__(self, run: _Run, attempt: Attempt, item: str, acquirer: str) -> None:
-        self._run, self._attempt = run, attempt
-        self.item = item
-        self._acquirer = acquirer
-        self.counts = Counts()
-        self.first_gaps: list[dict[str, object]] = []
-
-    def member(self, member: Member) -> None:
-        self.counts.members += 1
-        self._attempt.counts.members += 1
-        self._attempt.manifest.add(member_record(self.item, member))
-
-    def gap(self, gap: Gap) -> None:
-        self.counts.gaps += 1
-        self._attempt.counts.gaps += 1
-        record = gap_record(self.item, gap)
-        if not self.item:
-            record["acquirer"] = self._acquirer
-        if len(self.first_gaps) < MAX_SEALED_GAPS:
-            self.first_gaps.append(record)
-        self._attempt.manifest.add(record)
-        self._run.note_gap(self.item or self._acquirer, gap)
-
-    def flag(self, flag: Flag) -> None:
-        self.counts.flags += 1
-        self._attempt.counts.flags += 1
-        self._attempt.manifest.add(flag_record(self.item, flag))
-        self._run.note_flag(self.item or self._acquirer, flag)
-
-
-def _guarded(source: Iterator[T], report: _Report, what: str) -> Iterator[T]:
-    """Yields from an acquirer's iterator; whatever it raises becomes a gap and ends it, not the run."""
-    while True:
-        try:
-            value = next(source)
-        except StopIteration:
-            return
-        except AcquirerError as error:
-            report.gap(error.gap())
-            return
-        except Exception as error:  # noqa: BLE001 - a fault in one acquirer must not cost the others
-            detail = f"a fault of impound while reading {what}: {type(error).__name__}: {error}"
-            report.gap(Gap(Reason.INTERNAL, detail))
-            return
-        yield value
 
 
 def _identity(path: str) -> frozenset[tuple[int, int]]:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by scripts/test and scripts/demo, which source it: finds a Python, makes .venv, installs into it.
 # Works in the checkout only; the one thing outside that it may touch is a package of the distribution, when root.
 

@@ -122,7 +122,7 @@ class FileContent:
         if self.size and self._stat.blocks * 512 >= self.size:
             return ((0, self.size),)
         try:
-            extents, merged = find_extents(self._reader.guard, self._fd, self.size)
+            extents, merged = find_extents(self._reader.guard, self._fd, self.size, MAX_EXTENTS)
         except StuckError:
             self._stuck = True
             return ()  # all of it a hole, so that what is missing takes no space
@@ -289,9 +289,7 @@ class _BadRanges:
         self._start = self._end
 
 
-def find_extents(
-    guard: Guard, fd: int, size: int, limit: int = MAX_EXTENTS
-) -> tuple[tuple[tuple[int, int], ...], bool]:
+def find_extents(guard: Guard, fd: int, size: int, limit: int) -> tuple[tuple[tuple[int, int], ...], bool]:
     """(offset, length) of the data in the first `size` bytes, and whether holes were left out to stay below `limit`.
 
     `SEEK_DATA` and `SEEK_HOLE`, lseek(2), read nothing. A filesystem that does not know them shows one extent. Raises

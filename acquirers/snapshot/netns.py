@@ -45,6 +45,8 @@ class TableNotes(msgspec.Struct, omit_defaults=True):
     malformed: int = 0
     error: int = 0
     """errno, where the table could not be read to its end."""
+    entered: bool = True
+    """False: the error is that of the namespace, not of the table."""
     vanished: bool = False
     """The namespace has ended with its last process."""
 
@@ -66,7 +68,7 @@ class SocketReader:
         try:
             directory, via = self._open(namespace)
         except OSError as error:
-            notes.error = error.errno or errno.EIO
+            notes.error, notes.entered = error.errno or errno.EIO, False
             yield Part(notes=_notes.encode(notes), last=True)
             return
         if directory < 0:
@@ -140,7 +142,7 @@ class SocketReader:
                 return directory, pid
         for handle in namespace.handles:
             if self._enter(handle, namespace.inode):
-                return os.open(b"self/net", _DIRECTORY, dir_fd=self._proc), handle
+                return os.open(b"/proc/self/net", _DIRECTORY), handle
         return -1, b""
 
     def _of_process(self, pid: int, inode: int) -> int:
@@ -159,12 +161,10 @@ class SocketReader:
             os.close(process)
 
     def _enter(self, handle: bytes, inode: int) -> bool:
+        # A link below /proc leads to the namespace itself; a mount point is no link.
+        follow = os.O_NOFOLLOW if handle.startswith(b"/") else 0
         try:
-            path = (
-                os.open(handle, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._proc)
-                if (handle.startswith(b"/"))
-                else os.open(handle, os.O_PATH | os.O_CLOEXEC, dir_fd=self._proc)
-            )
+            path = os.open(handle, os.O_PATH | os.O_CLOEXEC | follow, dir_fd=self._proc)
         except (FileNotFoundError, ProcessLookupError):
             return False
         try:

@@ -298,9 +298,10 @@ class Snapshot:
 
     def _table(self, namespace: Namespace, table: str, notes: TableNotes, gaps: GapCount) -> Iterator[bytes]:
         self._counts["sockets"] += notes.sockets
-        if notes.error:
+        if notes.error and (notes.entered or table == TABLES[0]):
             error = OSError(notes.error, os.strerror(notes.error))
-            detail = f"{table} of network namespace {namespace.inode}: {error.strerror}"
+            what = f"{table} of network" if notes.entered else "network"
+            detail = f"{what} namespace {namespace.inode}: {error.strerror}"
             gaps.one("sockets", Gap(reason_of(error), detail, _where(namespace, table)))
         if notes.vanished and table == TABLES[0]:
             yield line({"type": "sockets", "netns": namespace.inode, "vanished": True})

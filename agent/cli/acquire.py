@@ -18,7 +18,7 @@ from agent.run import Stop, run
 if TYPE_CHECKING:
     from types import FrameType
 
-    from agent.run import Outcome
+    from agent.outcome import Outcome
 
 FIRST_GAPS = 5
 
@@ -109,7 +109,8 @@ def summarize(outcome: Outcome) -> None:
     """A few lines for a person."""
     counts = outcome.counts
     words = {
-        "complete": "complete: everything that was asked for was acquired",
+        "complete": "complete: everything that was asked for was acquired"
+        + (", as far as this version can" if outcome.left_out else ""),
         "gaps": f"finished with {counts.gaps} gaps: what was asked for was not all read",
         "stopped": "stopped: what is stored is valid, and partial",
         "failed": "failed: what is stored is valid, and partial",

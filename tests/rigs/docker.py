@@ -295,10 +295,8 @@ class PrivateDocker:
 
     def upper_of(self, container: str) -> Path:
         """The writable layer on disk, as everybody else sees it."""
-        mount_id = (
-            self.data / "image/overlay2/layerdb/mounts" / self.inspect(container)["Id"] / "mount-id"
-        ).read_text()
-        return self.data / "overlay2" / mount_id
+        record = self.data / "image/overlay2/layerdb/mounts" / str(self.inspect(container)["Id"])
+        return self.data / "overlay2" / (record / "mount-id").read_text()
 
 
 def make_rootfs(root: Path) -> None:

@@ -198,9 +198,9 @@ def plant_everything(root: Path, *, base: bool = True) -> None:
     (place / "long").symlink_to("long/" * 300)
     _make_deep(place / "deep")
     times = {"old": -1_500_000_001, "new": 7_000_000_000_123_456_789, "exact": 1_234_567_890_987_654_321}
-    for name, value in times.items():
-        (place / name).write_text(name)
-        os.utime(place / name, ns=(value - 7, value))
+    for word, value in times.items():
+        (place / word).write_text(word)
+        os.utime(place / word, ns=(value - 7, value))
     os.utime(place / "shadow", ns=(1, 1_000_000_001), follow_symlinks=False)
 
 

@@ -106,10 +106,10 @@ def test_ecs_is_asked_at_its_own_address_only(service: tuple[str, int]) -> None:
 def test_a_machine_that_is_not_ec2_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     if identity.on_ec2():
         return
-    from acquirers.host import Host, Mode
+    from acquirers.root import Root
 
     def never(*_: object, **__: object) -> dict[str, object]:
         raise AssertionError("asked")
 
     monkeypatch.setattr(identity, "ec2", never)
-    assert "ec2" not in identity.read(Host(Mode.HOST))
+    assert "ec2" not in identity.read(Root(b"/"), inside=False)

@@ -50,7 +50,7 @@ def check(disk: Disk) -> tuple[dict[str, Taken], list[Gap]]:
     assert not witness.gaps
     assert witness.content(f"{ROOT}/overlay2/{hex_id('mount witness')}/diff/content") == b"written by witness"
     assert not [path for path, one in taken.items() if SECRET in one.data]
-    return taken, [gap for gap in all_gaps(taken)]
+    return taken, all_gaps(taken)
 
 
 def web(taken: dict[str, Taken]) -> Taken:
@@ -189,8 +189,11 @@ class TestContainers:
 class TestLayers:
     @pytest.mark.parametrize("record", ["mount-id", "init-id", "parent"])
     @pytest.mark.parametrize(
-        "text", ["../..", "../../../../../etc", "/etc", "", "x" * 300, "a" * 64, "A" * 64, "l", ".", "sha256:../../../etc",
-                 "sha256:" + "a" * 64, "ünïcode", "a\nb"],
+        "text",
+        [
+            "../..", "../../../../../etc", "/etc", "", "x" * 300, "a" * 64, "A" * 64, "l", ".", "sha256:../../../etc",
+            "sha256:" + "a" * 64, "ünïcode", "a\nb",
+        ],
     )  # fmt: skip
     def test_records_that_lead_elsewhere(self, disk: Disk, record: str, text: str) -> None:
         (disk.mount_record("web") / record).write_text(text)
@@ -211,7 +214,7 @@ class TestLayers:
         path.symlink_to("/etc/mount-id")
         check(disk)
         path.unlink()
-        sparse(path)
+        sparse(path, 1 << 24)
         taken, _ = check(disk)
         assert has_logs(web(taken))
 

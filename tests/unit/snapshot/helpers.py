@@ -126,11 +126,12 @@ def stat_line(pid: int, comm: bytes = b"x", *, state: str = "S", flags: int = 0,
 
 
 def fake_proc(root: Path) -> Host:
-    """A machine whose /proc is an ordinary directory."""
+    """A machine whose /proc is an ordinary directory, and on which nothing is mounted."""
     proc = root / "proc"
     proc.mkdir()
+    (root / "etc").mkdir()
     (proc / "stat").write_bytes(b"cpu 0\nbtime 1700000000\n")
-    return Host(Mode.HOST, proc=os.fsencode(proc))
+    return Host(Mode.HOST, root=os.fsencode(root), proc=os.fsencode(proc))
 
 
 def fake_process(host: Host, pid: int, comm: bytes = b"x", **stat: Any) -> Path:

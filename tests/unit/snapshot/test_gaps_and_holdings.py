@@ -49,7 +49,7 @@ def test_one_file_is_held_once_however_many_run_it() -> None:
     (one,) = held.files()
     assert one.pids == list(range(100))
     assert len(one.paths) == MAX_PATHS
-    assert (held.room, held.known) == (9, {(1, 7)})
+    assert (held.room, held.known) == (9, frozenset({(1, 7)}))
     assert open_files() == before + 1
     held.close()
     assert open_files() == before

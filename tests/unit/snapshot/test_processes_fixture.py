@@ -158,10 +158,10 @@ def test_a_pid_that_was_given_away_is_not_continued(host: Host) -> None:
     """After a child was left behind, the next one must not put another process into the same record."""
     here = fake_process(host, 10, start=501)
     proc = os.open(here.parent, os.O_RDONLY)
-    (part,) = ProcessReader(proc, expected=lambda pid: 500)((10, Step.MEMORY))
+    (part,) = ProcessReader(proc, expected=lambda _: 500)((10, Step.MEMORY))
     assert part.data == b""
     assert stream._notes.decode(part.notes).vanished
-    (part,) = ProcessReader(proc, expected=lambda pid: 501)((10, Step.MEMORY))
+    (part,) = ProcessReader(proc, expected=lambda _: 501)((10, Step.MEMORY))
     assert b"environ" in part.data
 
 

@@ -1,0 +1,74 @@
+"""What an item tells while it is read, and what a run does when an acquirer raises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from acquirers.base import AcquirerError, Gap, Reason
+from agent import events
+from agent.custody.attempt import MAX_SEALED_GAPS, Counts
+from agent.custody.manifest import flag_record, gap_record, member_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from acquirers.base import Flag, Member
+    from agent.custody.attempt import Attempt
+    from agent.events import Observer
+    from agent.outcome import Outcome
+
+T = TypeVar("T")
+
+
+class ItemReport:
+    """Puts what an item tells into the manifest, counts it, and tells whoever watches. A `Report` (acquirers.base)."""
+
+    def __init__(self, attempt: Attempt, outcome: Outcome, observe: Observer, item: str, acquirer: str) -> None:
+        self._attempt, self._outcome, self._observe = attempt, outcome, observe
+        self.item = item
+        self._acquirer = acquirer
+        self.counts = Counts()
+        self.first_gaps: list[dict[str, object]] = []
+
+    def member(self, member: Member) -> None:
+        self.counts.members += 1
+        self._attempt.counts.members += 1
+        self._attempt.manifest.add(member_record(self.item, member))
+
+    def gap(self, gap: Gap) -> None:
+        self.counts.gaps += 1
+        self._attempt.counts.gaps += 1
+        record = gap_record(self.item, gap)
+        if not self.item:
+            record["acquirer"] = self._acquirer
+        if len(self.first_gaps) < MAX_SEALED_GAPS:
+            self.first_gaps.append(record)
+        self._attempt.manifest.add(record)
+        name = self.item or self._acquirer
+        self._outcome.reasons[gap.reason] += 1
+        if len(self._outcome.first_gaps) < MAX_SEALED_GAPS:
+            self._outcome.first_gaps.append((name, gap))
+        self._observe(events.GapFound(name, gap))
+
+    def flag(self, flag: Flag) -> None:
+        self.counts.flags += 1
+        self._attempt.counts.flags += 1
+        self._attempt.manifest.add(flag_record(self.item, flag))
+        self._observe(events.FlagRaised(self.item or self._acquirer, flag))
+
+
+def guarded(source: Iterator[T], report: ItemReport, what: str) -> Iterator[T]:
+    """Yields from an acquirer's iterator; whatever it raises becomes a gap and ends it, not the run."""
+    while True:
+        try:
+            value = next(source)
+        except StopIteration:
+            return
+        except AcquirerError as error:
+            report.gap(error.gap())
+            return
+        except Exception as error:  # noqa: BLE001 - a fault in one acquirer must not cost the others
+            detail = f"a fault of impound while reading {what}: {type(error).__name__}: {error}"
+            report.gap(Gap(Reason.INTERNAL, detail))
+            return
+        yield value
