@@ -100,7 +100,7 @@ def tell_gaps(manifest: list[Record]) -> None:
     gaps = [one for one in manifest if one["type"] == "gap"]
     reasons = Counter(gap["reason"] for gap in gaps)
     say("gaps", ", ".join(f"{number} {reason}" for reason, number in reasons.most_common()) or "none")
-    tell_some([f"{gap['item'] or gap.get('acquirer', '')} {gap.get('where', '')}: {gap['detail']}" for gap in gaps])
+    tell_some([f"{gap['item'] or gap.get('acquirer')}: {gap.get('where', '')} {gap['detail']}" for gap in gaps])
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from acquirers.files.deadline import Guard
     from acquirers.syscalls import Stat
 
-OPEN_LEVELS = 32
+OPEN_LEVELS = 64
 """Directories above the deepest one that are kept open."""
 
 
@@ -67,7 +67,7 @@ class Descent:
             self.below += level.name + b"/"
         self._levels.append(level)
         self._entered.add((*level.identity, level.stat.mnt_id))
-        far = len(self._levels) - 1 - OPEN_LEVELS
+        far = len(self._levels) - 2 - OPEN_LEVELS
         if far > 0:
             self._close(self._levels[far])
 

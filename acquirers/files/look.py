@@ -110,7 +110,8 @@ def look(dir_fd: int, name: bytes, proc: bool) -> Seen:
             seen.target = os.readlink(name, dir_fd=dir_fd)
             now = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except OSError as error:
-            seen.error = error
+            gone = error.errno == errno.EINVAL  # it is no link any more
+            seen.error = OSError(errno.ESTALE, "was replaced") if gone else error
         else:
             seen.changed = (now.st_ino, now.st_ctime_ns) != (stat.ino, stat.ctime_ns)
             seen.atime_ns = now.st_atime_ns

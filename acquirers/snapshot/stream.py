@@ -270,7 +270,7 @@ class Snapshot:
     # -- sockets ------------------------------------------------------------------------------------------------------
 
     def _sockets(self, gaps: GapCount) -> Iterator[bytes]:
-        for mount in self._host.mounts:
+        for mount in self._host.mounts if not self._scope.pids else []:
             match = re.fullmatch(rb"net:\[(\d{1,18})\]", mount.root)
             if match and mount.fstype == b"nsfs" and len(self._handles) < MAX_HANDLES:
                 self._handles.setdefault(int(match[1]), self._host.here(mount.point))

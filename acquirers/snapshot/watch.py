@@ -35,6 +35,8 @@ _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _SPACE = socket.CMSG_LEN(_FD.size)
 _RECEIVE = 1 << 18
 _REAP_SECONDS = 0.2
+_START_SECONDS = 10.0
+"""For a new child on a machine that is busy; no read of the examined machine can hang it before it has begun."""
 
 
 class Outcome(enum.Enum):
@@ -198,14 +200,15 @@ class _Channel:
 
     def events(self, tasks: Sequence[T], start: int, seconds: float) -> Iterator[Received[T] | Ended[T]]:
         """Until all tasks have ended, or one of them did not: that one is the last to be told."""
-        self._sock.settimeout(seconds)
+        self._sock.settimeout(_START_SECONDS)
         index = start
         while index < len(tasks):
             try:
                 alive = self._receive()
             except TimeoutError:
-                yield Ended(tasks[index], Outcome.STUCK, f"no answer for {seconds:g} s")
+                yield Ended(tasks[index], Outcome.STUCK, f"no answer for {self._sock.gettimeout():g} s")
                 return
+            self._sock.settimeout(seconds)  # its first sign of life was that it has begun
             for data, notes, fd, flags in self._parts():
                 if flags & _FAULT:
                     yield Ended(tasks[index], Outcome.DIED, notes.decode("utf-8", "replace"))
@@ -284,6 +287,7 @@ def _serve(
     lifeline: float,
 ) -> None:
     try:
+        _send(sock, 0, Part())
         for index in range(start, len(tasks)):
             if skip is not None and skip(tasks[index]):
                 _send(sock, _LAST | _SKIPPED, Part())

@@ -72,7 +72,7 @@ def extract(stream: ByteStream, output: int | Path, *, on_note: OnNote, faithful
 
     Raises `DamagedError` for an archive that is not whole or not an archive: what was unpacked until then stays, except
     the file that it broke off in; `StoreFullError`, `StoreError` when the output takes no more; `UsageError` for an
-    output that is not an empty directory. What the stream raises goes through.
+    output that is not an empty directory; `SourceError` when the stream fails. What else it raises goes through.
     """
     fd = os.dup(output) if isinstance(output, int) else _open_output(output)
     try:

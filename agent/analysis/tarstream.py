@@ -24,7 +24,7 @@ from agent.analysis.tarheader import (
     records_size,
     type_of,
 )
-from agent.errors import DamagedError
+from agent.errors import DamagedError, SourceError
 
 
 class Readable(Protocol):
@@ -50,7 +50,10 @@ class _Source:
         """1 to `limit` bytes, valid until the next call; none at the end of the stream."""
         while not len(self._view):
             self._view = _NOTHING  # lets go of a chunk that its maker wants to use again
-            chunk = next(self._chunks, None)
+            try:
+                chunk = next(self._chunks, None)
+            except OSError as error:
+                raise SourceError(f"the archive cannot be read: {error.strerror or error}") from error
             if chunk is None:
                 return _NOTHING
             self._view = memoryview(chunk)
@@ -77,7 +80,7 @@ class TarStream:
     """Iterates over the headers of one archive. Until the next one is asked for, `content` or `raw` gives what follows.
 
     What is not taken is skipped. The iteration ends only after a whole and undamaged archive. Whatever is wrong raises
-    `DamagedError`; what the stream itself raises goes through.
+    `DamagedError`. What the stream itself raises goes through, but for an `OSError`, which becomes a `SourceError`.
     """
 
     def __init__(self, stream: ByteStream) -> None:

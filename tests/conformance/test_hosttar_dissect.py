@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import stat as stat_module
 import subprocess
 import sys
@@ -343,10 +344,12 @@ def test_the_command_of_the_analyst(tmp_path: Path) -> None:
     assert f"/layerdb/mounts/{CONTAINER}" in done.stdout
 
 
-def test_stock_tools_take_it_for_one_archive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tool", ["tar", "bsdtar"])
+def test_stock_tools_take_it_for_one_archive(tmp_path: Path, tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
     host_tar(tmp_path / "host.tar", [*RUN, host_tree()])
-    for command in (["tar", "-tf"], ["bsdtar", "-tf"]):
-        done = subprocess.run([*command, tmp_path / "host.tar"], check=True, capture_output=True)
-        lines = done.stdout.splitlines()
-        assert lines[-1] == b"uac.log"
-        assert f"[root]{OVERLAY}/{MOUNT}/diff/dropped".encode() in lines
+    done = subprocess.run([tool, "-tf", tmp_path / "host.tar"], check=True, capture_output=True)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == b"uac.log"
+    assert f"[root]{OVERLAY}/{MOUNT}/diff/dropped".encode() in lines

@@ -44,8 +44,9 @@ class PrivateDocker:
     `command` sees a machine with Docker where everybody expects it, and nobody else sees anything.
     """
 
-    def __init__(self, directory: Path, *, as_default: bool = False) -> None:
+    def __init__(self, directory: Path, *, as_default: bool = False, driver: str = "overlay2") -> None:
         self.directory = directory.absolute()
+        self.driver = driver
         self.as_default = as_default
         self.socket = self.directory / "docker.sock"
         self.pid = 0
@@ -85,6 +86,7 @@ class PrivateDocker:
             "dockerd", "--config-file", str(config), "--data-root", str(self.data_root),
             "--exec-root", str(self.directory / "exec"), "-p", str(self.directory / "pid"),
             "-H", f"unix://{self.socket}", "--bridge=none", "--iptables=false",
+            "--storage-driver", self.driver,
         ]  # fmt: skip
         if self.as_default:
             self._made_default = not DEFAULT_ROOT.exists()
@@ -230,7 +232,11 @@ class PrivateDocker:
             timeout=timeout,
             check=False,
             # A configuration, a context or a proxy of whoever runs the tests must not matter.
-            env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory), "DOCKER_BUILDKIT": "0"},
+            env={
+                "PATH": os.environ.get("PATH", ""),
+                "HOME": str(self.directory),
+                "DOCKER_BUILDKIT": "0",
+            },
         )
 
     def docker(self, *arguments: str, timeout: float = 120, stdin: bytes | None = None) -> str:
@@ -258,7 +264,8 @@ class PrivateDocker:
                 path = context / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            return self.docker("build", "--quiet", "--network", "none", "--tag", tag, directory, timeout=300)
+            arguments = ["build", "--quiet", "--network", "none", "--tag", tag, directory]
+            return self.docker(*arguments, timeout=300)
 
     def run(self, name: str, image: str, *command: str, options: Sequence[str] = ()) -> str:
         """Starts a container in the background; its id."""

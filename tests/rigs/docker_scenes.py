@@ -120,7 +120,7 @@ def build_everything(docker: PrivateDocker) -> Scene:
         "rich": docker.run(
             "rich", "rich:1", "sh", "-c", chatter,
             options=[
-                "--volume", "shared:/data", "--volume", "/anonymous", "--tmpfs", "/scratch", "--shm-size", "16m",
+                "--volume", "shared:/data", "--volume", "/anonymous", "--tmpfs", "/scratch", "--ipc", "shareable",
                 *(word for option in json_log for word in ("--log-opt", option)),
             ],
         ),
@@ -128,6 +128,10 @@ def build_everything(docker: PrivateDocker) -> Scene:
         "local-log": docker.run(
             "local-log", "base:1", "sh", "-c", chatter,
             options=["--log-driver", "local", "--log-opt", "max-size=2k", "--log-opt", "max-file=3"],
+        ),
+        "remote-log": docker.run(
+            "remote-log", "base:1", "sh", "-c", "echo kept here as well; exec sleep 1000000",
+            options=["--log-driver", "gelf", "--log-opt", "gelf-address=udp://127.0.0.1:9"],
         ),
         "ended": docker.run("ended", "rich:1", "sh", "-c", "echo bye > /tmp/left; exit 7"),
         "never": docker.docker("create", "--network", "none", "--name", "never", "base:1", "true"),

@@ -6,6 +6,8 @@ import ctypes
 import functools
 import hashlib
 import os
+import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ import pytest
 from acquirers import syscalls
 from acquirers.base import Flag, FlagKind, Gap, Kind, Member, Reason
 from acquirers.files.tree import Tree, open_tree
+from acquirers.files.walk import walk
 
 if TYPE_CHECKING:
     from acquirers.files.entry import Entry
@@ -123,8 +126,77 @@ def take(entries: Iterable[Entry]) -> dict[bytes, Taken]:
     return taken
 
 
+def taken(top: Path, report: Recorder, *, in_place: bool = False, **how: Any) -> dict[bytes, Taken]:
+    """Everything that a walk through a directory takes."""
+    with opened(top, in_place=in_place) as tree:
+        return take(walk(tree, report, **how))
+
+
 def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+# -- trees on a disk ---------------------------------------------------------------------------------------------------
+
+OLD, OLDER = 2_000_000_000, 1_000_000_000
+"""A modification, and an access from before it: relatime moves such an access time at the next read."""
+
+
+def make_every_type(top: Path) -> None:
+    """Fills a directory with every type of file, odd names and everything that can hang on a file. Needs root."""
+    (top / "file").write_bytes(b"content")
+    (top / "empty").touch()
+    (top / "hard").hardlink_to(top / "file")
+    (top / "link").symlink_to("file")
+    (top / "absolute").symlink_to("/etc/passwd")
+    (top / "dangling").symlink_to(os.fsdecode(b"no\xff where"))
+    (top / "loop").symlink_to("loop")
+    os.mkfifo(top / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(top / "socket"))
+    os.mknod(top / "whiteout", stat.S_IFCHR, os.makedev(0, 0))
+    os.mknod(top / "tty", stat.S_IFCHR | 0o666, os.makedev(5, 0))
+    os.mknod(top / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 0))
+    (top / "setuid").write_bytes(b"#!")
+    (top / "setuid").chmod(0o4750)
+    with (top / "sparse").open("wb") as file:
+        file.truncate(1 << 22)
+        os.pwrite(file.fileno(), b"data", 1 << 21)
+    for name in (b"new\nline", b"\xff\xfe\x01", b"n" * 255, b" ", b"-rf *", b"...", "ü".encode(), b"\\x"):
+        (top / os.fsdecode(name)).write_bytes(name)
+    below = top / "directory" / "deeper"
+    below.mkdir(parents=True)
+    (top / "directory").chmod(0o3775)
+    (below / "file").write_bytes(b"below")
+    (top / "hollow").mkdir()
+    os.chown(top / "file", 12345, 54321)
+    os.setxattr(top / "file", "user.note", b"\x00\xff")
+    os.setxattr(top / "directory", "trusted.overlay.opaque", b"y")
+    os.setxattr(top / "link", "trusted.on.link", b"1", follow_symlinks=False)
+    os.setxattr(top / "whiteout", "security.x", b"2")
+    age(top)
+
+
+def age(top: Path) -> set[bytes]:
+    """Gives everything below times from which relatime moves the access time at the next read. Returns the paths."""
+    found = paths(top)
+    for path in found:
+        os.utime(path, ns=(OLDER, OLD), follow_symlinks=False)
+    return found
+
+
+def paths(top: Path) -> set[bytes]:
+    """Every path below, and the directory itself."""
+    return {os.fsencode(top), *(os.fsencode(path) for path in top.rglob("*"))}
+
+
+def times(paths: Iterable[bytes]) -> dict[bytes, tuple[int, int, int]]:
+    found = {path: os.lstat(path) for path in paths}
+    return {path: (here.st_atime_ns, here.st_mtime_ns, here.st_ctime_ns) for path, here in found.items()}
+
+
+def at(top: Path, name: str | bytes = "") -> bytes:
+    return os.path.join(os.fsencode(top), os.fsencode(name)).rstrip(b"/")
 
 
 # -- mounts -----------------------------------------------------------------------------------------------------------
@@ -143,10 +215,10 @@ def in_private_mounts(test: Callable[..., None]) -> Callable[..., None]:
         def body() -> None:
             try:
                 try:
-                    _call("unshare", _CLONE_NEWNS | _CLONE_FS)
-                    _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+                    libc_call("unshare", _CLONE_NEWNS | _CLONE_FS)
+                    libc_call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
                 except OSError as error:
-                    pytest.skip(f"needs a private mount namespace: {error}")
+                    pytest.skip(f"needs root: no private mount namespace: {error}")
                 test(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - raised in the thread that runs the tests
                 failures.append(error)
@@ -161,10 +233,10 @@ def in_private_mounts(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def mount(source: str, target: Path, fstype: str, flags: int = 0, data: str = "") -> None:
-    _call("mount", source.encode(), os.fsencode(target), fstype.encode(), flags, data.encode())
+    libc_call("mount", source.encode(), os.fsencode(target), fstype.encode(), flags, data.encode())
 
 
-def _call(name: str, *args: Any) -> None:
+def libc_call(name: str, *args: Any) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     converted = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
     if getattr(libc, name)(*converted) != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+import struct
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from acquirers.files import pax
 from acquirers.syscalls import Stat
-from agent.analysis import trail
+from agent.analysis import restore, trail
 from agent.analysis.extract import Summary, extract
 from agent.analysis.notes import Note, NoteKind
 from agent.analysis.trail import Trail
@@ -132,9 +133,49 @@ def test_the_last_description_of_a_directory_counts(tmp_path: Path) -> None:
     assert (stat_module.S_IMODE(status.st_mode), status.st_mtime_ns, status.st_atime_ns) == (0o755, 7, 8)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: access control lists are restored by root only")
+def test_a_default_access_control_list_is_not_inherited_by_what_is_unpacked(tmp_path: Path) -> None:
+    # linux/posix_acl_xattr.h: version 2, then tag, permissions and id of each entry, little-endian.
+    entries = [
+        (0x01, 7, 0xFFFFFFFF),
+        (0x02, 7, 1234),
+        (0x04, 5, 0xFFFFFFFF),
+        (0x10, 7, 0xFFFFFFFF),
+        (0x20, 0, 0xFFFFFFFF),
+    ]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    name = "system.posix_acl_default"
+    try:
+        os.setxattr(tmp_path, name, acl)
+        os.removexattr(tmp_path, name)
+    except OSError:
+        pytest.skip("the filesystem has no access control lists")
+    status = replace(STAT, mode=0o755)
+    head, _ = pax.encode(pax.Header(b"d/", tarfile.DIRTYPE, status, xattrs={name.encode(): acl}))
+    output = tmp_path / "output"
+    summary = extract([head + file(b"d/f") + directory(b"d/e") + END], output, on_note=lambda _: None, faithful=True)
+    assert summary.whole
+    assert os.getxattr(output / "d", name) == acl
+    assert os.listxattr(output / "d" / "f") == os.listxattr(output / "d" / "e") == []
+
+
+def test_attributes_that_wait_for_their_directory_are_bounded(tmp_path: Path) -> None:
+    with mock.patch.object(restore, "MAX_PENDING", 100):
+        members = []
+        for depth in range(1, 5):
+            xattrs = {b"system.something": b"x" * 40}
+            name = b"d/" * depth
+            members.append(pax.encode(pax.Header(name, tarfile.DIRTYPE, STAT, xattrs=xattrs))[0])
+        summary, notes = unpack(tmp_path / "output", *members)
+    assert summary.unrestored[NoteKind.XATTR] == 4  # not one of them is lost without a count
+    assert NoteKind.XATTR in {note.kind for note in notes}
+
+
+# Who is not root could not look below a directory without permissions afterwards.
+MODES = [0o000, 0o500, 0o755] if os.geteuid() == 0 else [0o500, 0o555, 0o755]
 NAMES = st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=6).map(b"/".join)
 STEPS = st.lists(
-    st.tuples(NAMES, st.sampled_from(["directory", "file", "link"]), st.sampled_from([0o000, 0o500, 0o755])),
+    st.tuples(NAMES, st.sampled_from(["directory", "file", "link"]), st.sampled_from(MODES)),
     max_size=20,
 )
 

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import io
 import os
 import random
-import resource
 import stat as stat_module
-import subprocess
 import tarfile
 import tempfile
-import tracemalloc
-from collections.abc import Iterator
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +20,7 @@ from acquirers.files import pax, sparse
 from acquirers.syscalls import Stat
 from agent.analysis.extract import Summary, extract
 from agent.analysis.notes import Note, NoteKind
-from agent.errors import DamagedError, ImpoundError, StoreError, StoreFullError, UsageError
+from agent.errors import DamagedError, ImpoundError
 
 END = bytes(1024)
 FILE, DIRECTORY, SYMLINK, HARDLINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
@@ -159,17 +152,18 @@ def test_nothing_goes_through_a_symbolic_link(place: Place, target: bytes) -> No
 
 @pytest.mark.parametrize(
     "target",
-    [b"../secret", b"/secret", b"out/inside", b"out", b"d", b"d/../x", b"missing", b"no/such", b"", b".", b"x\0"],
+    [b"../secret", b"/secret", b"out/inside", b"out", b"d", b"d/../x", b"missing", b"no/such", b"", b".", b"x\0", b"s"],
 )
 def test_a_hard_link_leads_only_to_a_file_of_the_archive(place: Place, target: bytes) -> None:
     place.extract(
         member(b"d/", DIRECTORY),
         link(b"out", b"../dir"),
+        link(b"s", b"../secret"),
         member(b"x", content=b"x"),
         link(b"good", b"x", HARDLINK),
         crafted(b"evil", HARDLINK, target),
     )
-    assert place.tree() == {"d": "d", "good": "f x", "out": "l ../dir", "x": "f x"}
+    assert place.tree() == {"d": "d", "good": "f x", "out": "l ../dir", "s": "l ../secret", "x": "f x"}
     assert [where for _, where in place.told()] == [b"evil"]
 
 
@@ -294,118 +288,6 @@ def test_a_path_of_too_many_levels_is_told(place: Place) -> None:
     assert place.told() == [("failed", deep)]
 
 
-@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
-def test_a_file_that_breaks_off_does_not_stay(place: Place, keep: float) -> None:
-    whole = member(b"whole", content=b"whole")
-    broken = member(b"d/broken", content=os.urandom(100_000))
-    data = whole + broken[: int(len(broken) * keep)]
-    with pytest.raises(DamagedError, match="breaks off"):
-        extract([data], place.output, on_note=place.notes.append)
-    assert place.tree() == {"d": "d", "whole": "f whole"}
-
-
-@pytest.mark.parametrize("tail", [b"", bytes(512), bytes(512) + b"x" * 512, b"x" * 1024])
-def test_an_archive_without_its_end_is_damaged(place: Place, tail: bytes) -> None:
-    with pytest.raises(DamagedError):
-        extract([member(b"f", content=b"f") + tail], place.output, on_note=place.notes.append)
-
-
-def test_an_output_that_holds_something_is_refused(place: Place) -> None:
-    place.output.mkdir()
-    (place.output / "mine").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="not empty"):
-        place.extract(member(b"f"))
-    with pytest.raises(UsageError, match="cannot unpack into"):
-        extract([END], place.path / "no" / "such", on_note=place.notes.append)
-    with pytest.raises(UsageError, match="cannot unpack into"):
-        extract([END], place.path / "secret", on_note=place.notes.append)
-    assert (place.output / "mine").read_bytes() == b"mine"
-
-
-def test_an_output_by_descriptor_stays_open_and_a_new_one_is_private(place: Place) -> None:
-    place.extract(member(b"f"))
-    assert stat_module.S_IMODE(place.output.stat().st_mode) == 0o700
-    with tempfile.TemporaryDirectory() as other:
-        fd = os.open(other, os.O_RDONLY)
-        extract(io.BytesIO(member(b"f") + END), fd, on_note=place.notes.append)
-        assert os.listdir(fd) == ["f"]
-        os.close(fd)
-
-
-@needs_root
-@pytest.mark.root
-def test_a_full_output_ends_it_and_keeps_no_part(tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    output.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", output], check=True)
-    try:
-        data = member(b"d/small", content=b"small") + member(b"d/large", content=b"x" * 500_000) + END
-        with pytest.raises(StoreFullError, match="No space left"):
-            extract([data], output, on_note=lambda _: None)
-        assert [path.name for path in (output / "d").iterdir()] == ["small"]
-    finally:
-        subprocess.run(["umount", output], check=True)
-
-
-@pytest.mark.parametrize(
-    ("number", "kind"), [(errno.ENOSPC, StoreFullError), (errno.EDQUOT, StoreFullError), (errno.EIO, StoreError)]
-)
-def test_what_is_not_of_one_member_ends_it(
-    place: Place, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StoreError]
-) -> None:
-    def fail(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "pwrite", fail)
-    with pytest.raises(kind):
-        place.extract(member(b"f", content=b"f"))
-    assert place.tree() == {}
-
-
-def test_a_file_beyond_what_may_be_written_is_told(place: Place) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
-    try:
-        place.extract(member(b"large", content=bytes(2 << 20)), member(b"small", content=b"small"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert place.tree() == {"small": "f small"}
-    assert place.told() == [("failed", b"large")]
-
-
-def test_memory_and_descriptors_do_not_grow_with_members(tmp_path: Path) -> None:
-    def peak(count: int) -> int:
-        def archive() -> Iterator[bytes]:
-            for number in range(count):
-                yield member(b"d%d/" % (number % 50), DIRECTORY)
-                yield member(b"d%d/%d" % (number % 50, number), content=b"x" * 100)
-            yield END
-
-        tracemalloc.start()
-        try:
-            extract(archive(), tmp_path / str(count), on_note=lambda _: None)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak(10)
-    open_before = len(os.listdir("/proc/self/fd"))
-    assert peak(600) < peak(60) + 30_000
-    assert len(os.listdir("/proc/self/fd")) == open_before
-
-
-def test_a_large_file_streams(tmp_path: Path) -> None:
-    zeros = bytes(1 << 20)
-    head, _ = pax.encode(pax.Header(b"f", FILE, STAT, size=64 << 20))
-    tracemalloc.start()
-    try:
-        summary = extract(chain([head], repeat(zeros, 64), [END]), tmp_path / "output", on_note=lambda _: None)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
-    assert summary.content == (tmp_path / "output" / "f").stat().st_size == 64 << 20
-
-
 PARTS = st.sampled_from([b"a", b"b", b"c", b"..", b".", b"", b"dir", b"inside", b"output", b"secret", b"l" * 256])
 NAMES = st.lists(PARTS, min_size=1, max_size=4).map(b"/".join)
 MEMBERS = st.lists(
@@ -421,7 +303,13 @@ def test_no_archive_leaves_the_output(members: list[tuple[bytes, bytes, bytes]],
         place = Place(Path(directory))
         made = place.extract(
             *(
-                member(name, type_, link_name=target if type_ in {SYMLINK, HARDLINK} else b"", device=(0, 0))
+                member(
+                    name,
+                    type_,
+                    link_name=target if type_ in {SYMLINK, HARDLINK} else b"",
+                    device=(0, 0),
+                    stat=stat(mode=0o755),  # so that who is not root can remove it
+                )
                 for name, type_, target in members
             ),
             faithful=faithful,

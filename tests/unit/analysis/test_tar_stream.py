@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import random
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from acquirers.base import Kind
 from acquirers.files import pax, sparse
 from acquirers.syscalls import Stat
+from agent.analysis.extract import extract
 from agent.analysis.tarheader import BLOCK
 from agent.analysis.tarstream import ByteStream, TarStream
-from agent.errors import DamagedError
+from agent.errors import DamagedError, SourceError
 
 END = bytes(2 * BLOCK)
 STAT = Stat(
@@ -151,6 +154,16 @@ def test_what_the_stream_raises_goes_through() -> None:
 
     with pytest.raises(DamagedError, match="the ciphertext was changed"):
         read(breaks())
+
+
+def test_an_archive_that_cannot_be_read_is_not_taken_for_damaged_or_for_a_full_output(tmp_path: Path) -> None:
+    def breaks() -> Iterator[bytes]:
+        yield member(b"f", b"x" * 1000)[:1600]
+        raise OSError(errno.ENAMETOOLONG, "of the source")
+
+    with pytest.raises(SourceError, match="cannot be read: of the source"):
+        extract(breaks(), tmp_path / "output", on_note=lambda _: None)
+    assert list((tmp_path / "output").iterdir()) == []
 
 
 def test_files_beyond_the_octal_size() -> None:

@@ -105,7 +105,7 @@ def test_no_input_raises_what_is_not_said(data: bytes) -> None:
         pass
 
 
-@given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=40))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40))
 def test_any_path_survives_both_forms(path: str) -> None:
     word = os.fsencode("/" + path)
     assert parse_arguments([b"dockerd", b"--data-root", word]).data_root == word

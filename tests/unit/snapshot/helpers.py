@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,27 @@ def running(
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
+
+
+def in_child(function: Callable[[], object]) -> Any:
+    """What `function` returns when a fork of this process calls it: for what a test must not do to itself."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            answer = function()
+        except BaseException:  # noqa: BLE001 - told to the test, which fails with it
+            answer = {"failed": traceback.format_exc()}
+        with open(writing, "w", encoding="utf-8") as file:
+            json.dump(answer, file)
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    answer = json.loads(text)
+    assert not (isinstance(answer, dict) and "failed" in answer), answer["failed"]
+    return answer
 
 
 def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
