@@ -137,11 +137,12 @@ _STATX_NUMBER = _NR_STATX.get(platform.machine(), 291)
 def statx(dir_fd: int, name: bytes, *, flags: int = AT_SYMLINK_NOFOLLOW) -> Stat:
     """`statx(2)` of `name` below `dir_fd`, never following a last link, mounting nothing, asking no remote server anew.
 
-    An empty name means the descriptor itself. Where there is no such call (before Linux 4.11) or the seccomp filter of
-    a container does not know it (EPERM: Docker before 18.04, moby#36417), `stat(2)` answers what it can.
+    An empty name means the descriptor itself; it is open, so its filesystem is asked as stat(2) would (a FUSE root that
+    was never asked has zeros for times). Where there is no such call (before Linux 4.11) or the seccomp filter of a
+    container does not know it (EPERM: Docker before 18.04, moby#36417), `stat(2)` answers what it can.
     """
     raw = ctypes.create_string_buffer(_STATX_SIZE)
-    how = flags | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC | (0 if name else AT_EMPTY_PATH)
+    how = flags | AT_NO_AUTOMOUNT | (AT_STATX_DONT_SYNC if name else AT_EMPTY_PATH)
     mask = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
     if _statx_call()(_STATX_NUMBER, dir_fd, name, how, mask, raw) < 0:
         number = ctypes.get_errno()

@@ -40,9 +40,7 @@ class StoreError(ImpoundError):
 
 
 class StoreFullError(StoreError):
-    """No room is left in the store."""
-
-    advice = "What was stored is valid and partial: make room and use `impound resume`"
+    """No room is left."""
 
 
 class ObjectExistsError(StoreError):
@@ -55,8 +53,6 @@ class SourceError(ImpoundError):
 
 class StoppedError(ImpoundError):
     """The run was told to stop."""
-
-    advice = "What was stored is valid and partial: `impound resume` completes it"
 
 
 class DamagedError(ImpoundError):

@@ -84,7 +84,9 @@ def open_directory(dir_fd: int, name: bytes, before: Stat) -> Seen:
     try:
         now = os.fstat(fd)
         changed = (now.st_dev, now.st_ino) != (before.dev, before.ino)
-        stat = syscalls.statx(fd, b"") if changed else before
+        # The name was asked for what the kernel had; a remote filesystem may know better now that it is open.
+        same = not changed and (now.st_mtime_ns, now.st_ctime_ns) == (before.mtime_ns, before.ctime_ns)
+        stat = before if same else syscalls.statx(fd, b"")
         return Seen(stat, xattrs.read(fd), fd, None, changed)
     except BaseException:
         os.close(fd)

@@ -135,7 +135,7 @@ class _Walker:
         try:
             stat = self._guard.call(syscalls.statx, tree.fd, b"")
             seen = self._guard.call(open_directory, tree.fd, b".", stat)
-            level = Level(b"", seen.fd, stat)
+            level = Level(b"", seen.fd, seen.stat)
             self._descent.push(level)
             self._guard.call(syscalls.getdents, seen.fd)
             self._guard.call(os.lseek, seen.fd, 0, os.SEEK_SET)
@@ -145,7 +145,7 @@ class _Walker:
             level.listed = True
             self._flag(FlagKind.LEFT_OUT, "the destination of this run", tree.path)
         self._look_at_attributes(seen.attributes, tree.path)
-        return Entry(tree.path, Kind.DIRECTORY, stat, seen.attributes.values)
+        return Entry(tree.path, Kind.DIRECTORY, seen.stat, seen.attributes.values)
 
     def _leave(self) -> None:
         lost = self._descent.pop()

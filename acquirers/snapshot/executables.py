@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from acquirers import syscalls
 from acquirers.base import MAX_CHUNK, AcquirerError, Availability, Flag, FlagKind, Gap, Item, Reason, State, reason_of
 from acquirers.facts import reduce_name
 from acquirers.files.tree import open_noatime
@@ -108,7 +109,10 @@ class Executables:
         gaps = GapCount(report)
         notes = ContentNotes()
         watch: Watch[Held] = Watch(
-            lambda held: _read(held, proc, content=False), keep=[held.fd for held in files], patience=self._patience
+            lambda held: _read(held, proc, content=False),
+            keep=[held.fd for held in files],
+            patience=self._patience,
+            risky=lambda held: held.fd < 0,  # what is held lies on a filesystem of this machine
         )
         try:
             with closing(watch.run(files)) as events:
@@ -125,6 +129,9 @@ class Executables:
             raise AcquirerError(reason_of(error), f"executables: {error.strerror}") from error
         finally:
             gaps.finish()
+        if self._processes.holdings.left_out:
+            detail = f"executables of {self._processes.holdings.left_out} processes: too many different ones"
+            report.gap(Gap(Reason.LIMIT, detail))
 
     # -- the content of what has no name ------------------------------------------------------------------------------
 
@@ -227,7 +234,7 @@ def _record(held: Held, notes: ContentNotes) -> dict[str, object]:
 
 
 def _tell(event: Ended[Held], notes: ContentNotes, gaps: GapCount, report: Report) -> None:
-    """Gaps and flags of one file. The end of a process that was not held is no gap of the table's: it has no hash."""
+    """Gaps and flags of one file."""
     where = event.task.paths[0]
     if event.outcome is Outcome.STUCK:
         gaps.one("executable", Gap(Reason.STUCK, f"executable: {event.detail}", where))
@@ -283,7 +290,7 @@ def _reopen(held: Held, proc: bytes) -> int:
             found = os.stat(link)
             if (found.st_dev, found.st_ino) != (held.dev, held.ino) or not stat_module.S_ISREG(found.st_mode):
                 continue
-            fd = open_noatime(link, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, -100)
+            fd = open_noatime(link, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, syscalls.AT_FDCWD)
         except (FileNotFoundError, ProcessLookupError):
             continue
         found = os.fstat(fd)

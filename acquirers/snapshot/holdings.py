@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from acquirers.snapshot.reader import Executable
+    from acquirers.snapshot.notes import Executable
 
 MAX_HELD = 2000
 MAX_KNOWN = 50_000

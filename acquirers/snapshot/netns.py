@@ -77,10 +77,11 @@ class SocketReader:
             return
         try:
             fd = os.open(table, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        except FileNotFoundError:
-            return  # a kernel without this protocol
         except OSError as error:
-            notes.error = error.errno or errno.EIO
+            if error.errno == errno.ENOENT and _lists(directory):
+                return  # a kernel without this protocol
+            notes.vanished = error.errno in {errno.ENOENT, errno.ESRCH, errno.ENXIO}
+            notes.error = 0 if notes.vanished else error.errno or errno.EIO
             yield Part(notes=_notes.encode(notes), last=True)
             return
         finally:
@@ -178,6 +179,14 @@ class SocketReader:
         finally:
             os.close(fd)
         return True
+
+
+def _lists(directory: int) -> bool:
+    """There is a namespace behind this `net`: that of a process which has ended shows nothing (fs/proc/proc_net.c)."""
+    try:
+        return bool(os.listdir(directory))
+    except OSError:
+        return False
 
 
 def _setns(fd: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from acquirers.base import Availability, Gap, Item, Reason, State
 from acquirers.snapshot.encode import MEDIA_TYPE, chunks
 from acquirers.snapshot.holdings import Holdings
+from acquirers.snapshot.proc import hidden
 from acquirers.snapshot.watch import Patience
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Processes:
         from acquirers.snapshot.stream import Snapshot
 
         self.scanned = True
-        if hidden := _hidden(host):
-            report.gap(Gap(Reason.DENIED, hidden, host.proc or b""))
+        if why := hidden(host):
+            report.gap(Gap(Reason.DENIED, why, host.proc or b""))
         return chunks(Snapshot(host, scope, self.holdings, self._patience).lines(report))
 
     def hold(self, host: Host, scope: Scope, report: Report) -> None:
@@ -78,24 +79,10 @@ class Processes:
         self.holdings.close()
 
 
-def _hidden(host: Host) -> str:
-    """What the mount options of /proc keep from this process (`hidepid`, proc(5))."""
-    if "sys_ptrace" in host.facts.capabilities:
-        return ""
-    for mount in host.mounts:
-        if mount.point == host.proc and mount.fstype == b"proc":
-            options = mount.super_options.split(b",")
-            if b"hidepid=2" in options or b"hidepid=invisible" in options:
-                return "/proc does not list the processes of other users (hidepid=invisible)"
-            if b"hidepid=4" in options or b"hidepid=ptraceable" in options:
-                return "/proc lists only processes that may be traced (hidepid=ptraceable)"
-    return ""
-
-
 def _limits(host: Host) -> tuple[str, str]:
     """What limits the snapshot, in one line, and what would help."""
-    if hidden := _hidden(host):
-        return hidden, "run as root"
+    if why := hidden(host):
+        return why, "run as root"
     if "sys_ptrace" in host.facts.capabilities:
         return "", ""
     who = "root without CAP_SYS_PTRACE" if host.facts.root else "not root"

@@ -7,7 +7,6 @@ that directory: if it is still the same process afterwards, it was all the time.
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import stat as stat_module
@@ -23,6 +22,7 @@ from acquirers.files.deadline import Direct, guard_for
 from acquirers.files.tree import open_noatime
 from acquirers.snapshot import container_id
 from acquirers.snapshot.encode import fragment, put, put_list
+from acquirers.snapshot.notes import Executable, Notes, Step
 from acquirers.snapshot.process_files import Stat, classify, parse_fdinfo, parse_stat, parse_status
 from acquirers.snapshot.watch import Part
 
@@ -39,52 +39,6 @@ _MAX_MOUNTINFO = 4 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 _NO_AUDIT = 0xFFFFFFFF  # loginuid of what no login started
-
-
-class Step(enum.IntEnum):
-    """What is read of a process, in this order. A step that hangs is left out, the next one is tried."""
-
-    BASIC = 0  # stat, status, links, namespaces, open files: takes no lock that others hold for long
-    PLACE = 1  # cgroup (cgroup_mutex), mountinfo (namespace_sem)
-    IMAGE = 2  # opening the executable: asks the filesystem, which may ask a dead server
-    MEMORY = 3  # cmdline, environ: mmap_lock, and pages that may have to be read from anywhere
-
-
-STEPS = tuple(Step)
-SAYS = {
-    Step.BASIC: "stat, status and open files",
-    Step.PLACE: "cgroup and mountinfo",
-    Step.IMAGE: "executable",
-    Step.MEMORY: "cmdline and environ",
-}
-
-
-class Executable(msgspec.Struct, omit_defaults=True):
-    """The file that a process runs, as the link `/proc/<pid>/exe` leads to it."""
-
-    dev: int
-    ino: int
-    path: bytes
-    comm: bytes
-    size: int
-    nlink: int
-
-
-class Notes(msgspec.Struct, omit_defaults=True):
-    """What the parent has to know of a step besides the text of the record."""
-
-    vanished: bool = False
-    denied: list[str] = []
-    gaps: list[tuple[Reason, str]] = []
-    start_ticks: int = 0
-    net: int = 0
-    """Inode of the network namespace."""
-    net_fds: list[tuple[int, int]] = []
-    """(inode, descriptor) of network namespaces that are held open."""
-    sockets: list[tuple[int, int]] = []
-    """(inode, descriptor)."""
-    executable: Executable | None = None
-
 
 _notes = msgspec.msgpack.Encoder()
 
@@ -175,13 +129,13 @@ class ProcessReader:
         expected = self._expected(pid)
         if covered or (self._stat and self._stat.pid != pid):
             # A bind mount over /proc/<pid> hides a process from tools that list (ATT&CK T1564.013).
-            self._note.gaps.append((Reason.NOT_CROSSED, "something else is mounted over this process"))
+            self._note.gaps.append((Reason.NOT_CROSSED, "covered", "something else is mounted over this process"))
             self._record["covered"] = True
             self._leave()
         elif self._stat and expected and self._stat.start_ticks != expected:
             self._gone = True
         elif self._stat is None:
-            self._note.gaps.append((Reason.MALFORMED, "stat is not what proc(5) says"))
+            self._note.gaps.append((Reason.MALFORMED, "stat", "stat is not what proc(5) says"))
             put(self._record, "stat_raw", data)
 
     def _leave(self) -> None:
@@ -203,7 +157,7 @@ class ProcessReader:
             # Without the process: vanished. With it: a zombie, or a kernel that lacks the file.
             self._gone = self._dir < 0 or not self._alive()
         else:
-            self._note.gaps.append((Reason.IO_ERROR, f"{kind}: {error.strerror}"))
+            self._note.gaps.append((Reason.IO_ERROR, kind, f"{kind}: {error.strerror}"))
 
     def _read(self, name: bytes, limit: int = _MAX_FILE) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir)
@@ -238,9 +192,11 @@ class ProcessReader:
                 "start_ticks": stat.start_ticks,
                 "started": round(self._boot_time + stat.start_ticks / self._ticks, 3),
             }
-        record |= self._counters()
+        counters = self._counters()
         with _Guard(self, "status"):
             record |= parse_status(self._read(b"status"))
+        if not self._gone:
+            record |= counters
         if stat is not None and stat.kernel_thread:
             record["kernel_thread"] = True
             return
@@ -321,7 +277,7 @@ class ProcessReader:
         self._record["fd_count"] = count
         if count > MAX_FDS:
             least = "more than " if count > MAX_COUNTED else ""
-            self._note.gaps.append((Reason.LIMIT, f"{least}{count} open files, {MAX_FDS} are listed"))
+            self._note.gaps.append((Reason.LIMIT, "open files", f"{least}{count} open files, {MAX_FDS} are listed"))
 
     def _one_fd(self, listing: int, fd: int) -> dict[str, object]:
         target = os.readlink(b"%d" % fd, dir_fd=listing)
@@ -437,7 +393,7 @@ class ProcessReader:
                 raw = self._read(name.encode(), left + 1)
                 if len(raw) > left:
                     raw = raw[:left]
-                    self._note.gaps.append((Reason.LIMIT, f"{name} is longer than {left} bytes"))
+                    self._note.gaps.append((Reason.LIMIT, name, f"{name} is longer than {left} bytes"))
                     self._record[f"{name}_truncated"] = True
                 left -= len(raw)
                 put_list(self._record, name, raw)

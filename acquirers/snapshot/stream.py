@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from acquirers import facts, syscalls
+from acquirers import facts
 from acquirers.base import AcquirerError, Flag, FlagKind, Gap, Reason, reason_of
 from acquirers.snapshot.encode import line
 from acquirers.snapshot.gaps import GapCount
 from acquirers.snapshot.holdings import close
 from acquirers.snapshot.netns import MAX_CANDIDATES, Namespace, SocketReader, TableNotes
-from acquirers.snapshot.reader import SAYS, STEPS, Notes, ProcessReader, Step
+from acquirers.snapshot.notes import SAYS, STEPS, Notes, Step
+from acquirers.snapshot.proc import list_pids, mounts_of, open_proc
+from acquirers.snapshot.reader import ProcessReader
 from acquirers.snapshot.socket_tables import TABLES
 from acquirers.snapshot.watch import Ended, Outcome, Part, Received, Watch
 
@@ -52,30 +54,6 @@ _REASONS = {
 }
 _notes = msgspec.msgpack.Decoder(Notes)
 _table_notes = msgspec.msgpack.Decoder(TableNotes)
-
-
-def open_proc(host: Host) -> int:
-    """/proc, if possible as a detached clone of its mount, which shows it without what is mounted over parts of it.
-
-    A bind mount over `/proc/<pid>` hides a process from everybody who lists; the clone sees through it. Where kernel
-    or privilege refuse one (`open_tree(2)`: Linux 5.2, CAP_SYS_ADMIN), /proc is read as it lies. Raises `OSError`.
-    """
-    if host.proc is None:
-        raise FileNotFoundError(2, "a mounted disk has no processes")
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        tree = syscalls.open_tree_clone(syscalls.AT_FDCWD, host.proc, recursive=False)
-    except OSError:
-        return os.open(host.proc, flags)
-    try:
-        return os.open(b".", flags, dir_fd=tree)
-    finally:
-        os.close(tree)
-
-
-def list_pids(proc: int, scope: Scope) -> list[int]:
-    pids = {int(name) for name in os.listdir(proc) if name.isascii() and name.isdigit() and len(name) < 10}
-    return sorted(pids & set(scope.pids) if scope.pids else pids)
 
 
 class Snapshot:
@@ -169,13 +147,13 @@ class Snapshot:
         return {
             "type": "end",
             "duration_ns": time.monotonic_ns() - started,
-            **{key: self._counts[key] for key in ("processes", "vanished", "stuck", "netns", "sockets")},
+            **{key: self._counts[key] for key in ("processes", "vanished", "not_read", "netns", "sockets")},
             "denied": dict(gaps.denied_counts),
             "holders_complete": self._held_sockets <= MAX_HOLDERS,
         }
 
     def _covered(self, report: Report) -> None:
-        for mount in self._host.mounts:
+        for mount in mounts_of(self._host):
             if re.match(rb"/proc/\d+(/|$)", mount.point):
                 detail = "something is mounted over a process: a way to hide it from those who list /proc"
                 report.flag(Flag(FlagKind.FINDING, detail, mount.point))
@@ -220,7 +198,7 @@ class Snapshot:
     def _finish(self, gaps: GapCount) -> bytes:
         self._counts["processes"] += 1
         self._counts["vanished"] += self._vanished
-        self._counts["stuck"] += bool(self._missing)
+        self._counts["not_read"] += bool(self._missing)
         for kind in self._denied:
             gaps.denied(kind)
         tail: dict[str, object] = {}
@@ -243,8 +221,8 @@ class Snapshot:
         self._vanished = self._vanished or notes.vanished
         self._denied += notes.denied
         self._start_ticks = notes.start_ticks or self._start_ticks
-        for reason, detail in notes.gaps:
-            gaps.one(detail.partition(" ")[0], Gap(reason, detail, b"/proc/%d" % pid))
+        for reason, kind, detail in notes.gaps:
+            gaps.one(kind, Gap(reason, detail, b"/proc/%d" % pid))
         if notes.net:
             namespace = self._namespaces.setdefault(notes.net, Namespace(notes.net))
             namespace.count += 1
@@ -270,7 +248,7 @@ class Snapshot:
     # -- sockets ------------------------------------------------------------------------------------------------------
 
     def _sockets(self, gaps: GapCount) -> Iterator[bytes]:
-        for mount in self._host.mounts if not self._scope.pids else []:
+        for mount in mounts_of(self._host) if not self._scope.pids else []:
             match = re.fullmatch(rb"net:\[(\d{1,18})\]", mount.root)
             if match and mount.fstype == b"nsfs" and len(self._handles) < MAX_HANDLES:
                 self._handles.setdefault(int(match[1]), self._host.here(mount.point))
@@ -303,8 +281,8 @@ class Snapshot:
             what = f"{table} of network" if notes.entered else "network"
             detail = f"{what} namespace {namespace.inode}: {error.strerror}"
             gaps.one("sockets", Gap(reason_of(error), detail, _where(namespace, table)))
-        if notes.vanished and table == TABLES[0]:
-            yield line({"type": "sockets", "netns": namespace.inode, "vanished": True})
+        if notes.vanished:
+            yield line({"type": "sockets", "netns": namespace.inode, "family": table, "vanished": True})
 
 
 def _where(namespace: Namespace, table: str) -> bytes:

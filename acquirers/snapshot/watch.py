@@ -110,7 +110,7 @@ class Watch(Generic[T]):
         self._keep = frozenset(keep)
         self._patience = patience or Patience()
         self._risky = risky
-        self._children: list[int] = []
+        self._children: set[int] = set()
 
     def run(self, tasks: Sequence[T]) -> Generator[Received[T] | Ended[T], None, None]:
         """Does all tasks in order. Closing the generator ends the child."""
@@ -121,7 +121,7 @@ class Watch(Generic[T]):
                     yield Ended(tasks[index], Outcome.SKIPPED)
                     index += 1
                     continue
-                channel = self._start(tasks, index, careful=failed >= self._patience.most)
+                channel, child = self._start(tasks, index, careful=failed >= self._patience.most)
                 try:
                     for event in channel.events(tasks, index, self._patience.seconds(failed)):
                         yield event
@@ -130,11 +130,12 @@ class Watch(Generic[T]):
                             failed += event.outcome in {Outcome.STUCK, Outcome.DIED}
                 finally:
                     channel.close()
-                    _kill(self._children[-1])
+                    _kill(child)
+                    self._children.add(child)
         finally:
-            self._reap()
+            _reap(self._children)
 
-    def _start(self, tasks: Sequence[T], start: int, *, careful: bool) -> _Channel:
+    def _start(self, tasks: Sequence[T], start: int, *, careful: bool) -> tuple[_Channel, int]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with warnings.catch_warnings():
             # Python 3.12 warns of forking with threads; the child keeps to what the head of this module says.
@@ -154,21 +155,22 @@ class Watch(Generic[T]):
             finally:
                 os._exit(0)
         theirs.close()
-        self._children.append(pid)
-        return _Channel(ours)
+        return _Channel(ours), pid
 
-    def _reap(self) -> None:
-        """Takes the dead children off the process table.
 
-        One that hangs in the kernel stays behind: it ends when the kernel lets go of it, and init takes it when this
-        process has ended.
-        """
-        deadline = time.monotonic() + _REAP_SECONDS
-        while self._children:
-            self._children = [pid for pid in self._children if not _gone(pid)]
-            if not self._children or time.monotonic() > deadline:
-                return
-            time.sleep(0.001)
+_left_behind: set[int] = set()
+"""Children that were killed and hang in the kernel. They end when it lets go of them; init takes what we leave."""
+
+
+def _reap(children: set[int]) -> None:
+    """Takes dead children off the process table, without waiting long for any of them."""
+    _left_behind.difference_update({pid for pid in _left_behind if _gone(pid)})
+    deadline = time.monotonic() + _REAP_SECONDS
+    while children := {pid for pid in children if not _gone(pid)}:
+        if time.monotonic() > deadline:
+            _left_behind.update(children)
+            return
+        time.sleep(0.001)
 
 
 def _kill(pid: int) -> None:

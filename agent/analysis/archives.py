@@ -12,7 +12,7 @@ from agent.errors import SourceError, UsageError
 from agent.stores.directory import DirectorySource, find_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from agent.custody.plaintext import Account
     from agent.custody.stored import StoredRun
@@ -23,8 +23,15 @@ LEFT_OUT = ("live/",)
 """Archives that are a target each, not a part of the host."""
 
 
-def _wanted(name: str) -> bool:
-    return name.endswith(".tar") and not name.startswith(LEFT_OUT)
+def _chosen(names: Iterable[str]) -> list[str]:
+    """The host's own archives first, then each runtime's, then its containers and layers: directories have the metadata
+    that they come with where they are met first.
+    """
+    wanted = [name for name in names if name.endswith(".tar") and not name.startswith(LEFT_OUT)]
+    return sorted(
+        wanted,
+        key=lambda name: (not name.startswith("host/"), not name.endswith("/runtime.tar"), "/layers/" in name, name),
+    )
 
 
 @contextlib.contextmanager
@@ -43,7 +50,7 @@ def archives_of(source: str, identities: Sequence[Identity]) -> Iterator[Iterato
             account = open_account(run, identities)
             yield _sealed(run, account, identities)
         else:
-            names = [one.name for one in stored.names() if one.regular and _wanted(one.name)]
+            names = _chosen(one.name for one in stored.names() if one.regular)
             if not names:
                 raise SourceError(f"there is neither a run nor an opened archive in {source!r}")
             yield (_opened(stored, name) for name in names)
@@ -52,9 +59,10 @@ def archives_of(source: str, identities: Sequence[Identity]) -> Iterator[Iterato
 
 
 def _sealed(run: StoredRun, account: Account, identities: Sequence[Identity]) -> Iterator[Iterator[bytes]]:
-    for plain, name in sealed_objects(run).items():
-        if _wanted(plain):
-            yield check_stream(name, plaintext_of(run, name, identities), account, run)
+    objects = sealed_objects(run)
+    for plain in _chosen(objects):
+        name = objects[plain]
+        yield check_stream(name, plaintext_of(run, name, identities), account, run)
 
 
 def _opened(stored: DirectorySource, name: str) -> Iterator[bytes]:

@@ -120,6 +120,8 @@ def summarize(outcome: Outcome) -> None:
         say(f"  because      {outcome.error}")
     if outcome.location:
         say(f"  evidence     {outcome.location}")
+        if outcome.error is not None:
+            say(f"  to complete  impound resume {outcome.location}")
         say(f"  case, host   {outcome.case}, {outcome.host}; run {outcome.run}, attempt {outcome.attempt}")
     rate = outcome.plaintext / outcome.seconds if outcome.seconds else 0
     read = f"{size(outcome.plaintext)} in {outcome.seconds:.1f} s ({size(int(rate))}/s)"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent import __version__
 from agent.cli import options
 from agent.cli.output import emit, say, size
 from agent.errors import StoreError, UsageError
@@ -14,6 +15,9 @@ from agent.errors import StoreError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.analysis.notes import Note
+
+SHOWN = 10
 KINDS = {"host": "one host.tar that dissect.target opens, with its containers as child targets"}
 
 
@@ -41,11 +45,23 @@ def command(kind: str, source: str, identities: tuple[str, ...], output: str, as
     from agent.analysis.hosttar import join
 
     keys = options.read_identities(identities)
+    left_out = 0
+
+    def note(one: Note) -> None:
+        nonlocal left_out
+        left_out += 1
+        if not as_json and left_out <= SHOWN:
+            say(f"  {one}")
+
     with archives_of(source, keys) as archives:
-        written = _write(output, join(archives))
+        written = _write(
+            output, join(archives, on_note=note, about=f"impound {__version__}: the archives of one run, joined")
+        )
     if not as_json:
+        if left_out > SHOWN:
+            say(f"  … and {left_out - SHOWN} more notes of this kind")
         say(f"wrote {output}, {size(written)}")
-    emit({"verdict": "done", "output": os.path.abspath(output), "bytes": written, "exit": 0})
+    emit({"verdict": "done", "output": os.path.abspath(output), "bytes": written, "notes": left_out, "exit": 0})
     return 0
 
 

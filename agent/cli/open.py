@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -80,6 +81,9 @@ def command(
         "gaps": opened.gaps,
         "exit": code,
     }
+    if unpacked:
+        result["not_unpacked"] = unpacked.left_out
+        result["not_restored"] = dict(unpacked.unrestored)
     if damaged:
         result["findings"] = [{"name": name, "problem": problem} for name, problem in damaged]
     emit(result)
@@ -101,6 +105,8 @@ class _Unpacker:
     def __init__(self, directory: int, *, as_json: bool) -> None:
         self._directory, self._as_json = directory, as_json
         self.failed: list[tuple[str, str]] = []
+        self.left_out = 0
+        self.unrestored: Counter[str] = Counter()
 
     def after(self, name: str) -> None:
         if not name.endswith(".tar"):
@@ -114,7 +120,9 @@ class _Unpacker:
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
             with os.fdopen(fd, "rb") as archive:
-                extract(archive, into, on_note=lambda note: self._tell(name, note))
+                summary = extract(archive, into, on_note=lambda note: self._tell(name, note))
+            self.left_out += summary.left_out
+            self.unrestored.update({str(kind): number for kind, number in summary.unrestored.items()})
         except DamagedError as error:
             self.failed.append((name, str(error)))
         finally:

@@ -283,11 +283,21 @@ def test_hashing_moves_no_access_time(tmp_path: Path) -> None:
 # -- without privilege ------------------------------------------------------------------------------------------------
 
 
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def own_mounts() -> None:
+    """What this process mounts from now on, only this process sees."""
+    assert libc().unshare(0x00020000) == 0  # CLONE_NEWNS
+    assert libc().mount(b"none", b"/", None, ctypes.c_ulong(0x44000), None) == 0  # MS_REC | MS_PRIVATE
+
+
 def become_nobody() -> None:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: what a program of nobody's own is
+    libc().prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: what a program of nobody's own is
 
 
 @root
@@ -340,6 +350,25 @@ def test_without_root_a_moved_access_time_is_flagged(tmp_path: Path) -> None:
         shutil.rmtree(place)
 
 
+@root
+def test_processes_that_proc_does_not_list_are_a_gap() -> None:
+    """`hidepid=invisible`: what is not listed cannot be counted, but that there is more can be said."""
+
+    def look() -> object:
+        own_mounts()
+        assert libc().mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(0), b"hidepid=2") == 0
+        as_root = Processes().probe(here(), NO_SCOPE).reason
+        become_nobody()
+        report = Remembered()
+        lines = snapshot(here(), NO_SCOPE, report)
+        return [as_root, Processes().probe(here(), NO_SCOPE).reason, lines[0]["pids"], report.gaps[0].detail]
+
+    as_root, reason, pids, gap = in_child(look)
+    assert as_root == ""
+    assert reason == gap == "/proc does not list the processes of other users (hidepid=invisible)"
+    assert pids < 5
+
+
 # -- hidden behind a mount --------------------------------------------------------------------------------------------
 
 
@@ -349,11 +378,9 @@ def test_a_process_that_is_hidden_behind_a_mount_is_seen(tmp_path: Path) -> None
     with running(["sleep", "60"]) as child:
 
         def look() -> object:
-            libc = ctypes.CDLL(None, use_errno=True)
-            assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS: only this process sees what follows
-            assert libc.mount(b"none", b"/", None, ctypes.c_ulong(0x44000), None) == 0  # MS_REC | MS_PRIVATE
+            own_mounts()
             point = b"/proc/%d" % child.pid
-            assert libc.mount(os.fsencode(tmp_path), point, None, ctypes.c_ulong(0x1000), None) == 0  # MS_BIND
+            assert libc().mount(os.fsencode(tmp_path), point, None, ctypes.c_ulong(0x1000), None) == 0  # MS_BIND
             assert not os.path.exists(point + b"/stat")
             report = Remembered()
             found = process(snapshot(here(), only(child.pid), report), child.pid)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from acquirers.base import Reason, Scope
-from acquirers.snapshot import Executables, Processes
-from acquirers.snapshot.watch import Patience
+from acquirers.snapshot import Executables, Processes, watch
+from acquirers.snapshot.watch import Patience, Watch
 from tests.unit.snapshot import deadfs
-from tests.unit.snapshot.helpers import NO_SCOPE, Remembered, content, here, process, records, running, snapshot
+from tests.unit.snapshot.helpers import NO_SCOPE, Remembered, content, here, process, records, running, snapshot, until
 
 pytestmark = [
     pytest.mark.root,
@@ -43,12 +43,20 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, int, int]]:
             os.close(reading)
             os.close(writing)
             subprocess.run(["umount", "-l", point], check=True)
+            until(reaped)
+
+
+def reaped() -> bool:
+    """Whoever was left behind ends when the kernel lets go, and is taken off the process table with the next run."""
+    nothing: Watch[str] = Watch(lambda _: iter(()), patience=PATIENCE)
+    list(nothing.run(["nothing"]))
+    return not watch._left_behind
 
 
 def test_an_executable_on_a_dead_filesystem(tmp_path: Path) -> None:
     processes = Processes(PATIENCE)
     with served(tmp_path) as (program, child, daemon), running(["sleep", "60"]) as other:
-        os.kill(daemon, signal.SIGSTOP)
+        os.kill(daemon, signal.SIGUSR1)
         report = Remembered()
         started = time.monotonic()
         lines = snapshot(here(), Scope(pids=(child, other.pid)), report, processes)
@@ -61,6 +69,8 @@ def test_an_executable_on_a_dead_filesystem(tmp_path: Path) -> None:
         assert "not_read" not in process(lines, other.pid)
         assert [(gap.reason, gap.where) for gap in report.gaps] == [(Reason.STUCK, b"/proc/%d" % child)]
         assert [held.comm for held in processes.holdings.files()] == [b"sleep"]
+        left = {Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in watch._left_behind}
+        assert left == {"D"}, "the reading child is beyond the reach of SIGKILL, and nobody waits for it"
         processes.close()
 
 
@@ -70,7 +80,7 @@ def test_a_filesystem_that_dies_before_the_hashing(tmp_path: Path) -> None:
     with served(tmp_path) as (program, child, daemon), running(["sleep", "60"]) as other:
         snapshot(here(), Scope(pids=(child, other.pid)), processes=processes)
         assert sorted(held.fd >= 0 for held in processes.holdings.files()) == [False, True]
-        os.kill(daemon, signal.SIGSTOP)
+        os.kill(daemon, signal.SIGUSR1)
         report = Remembered()
         started = time.monotonic()
         (item,) = Executables(processes, PATIENCE).items(here(), NO_SCOPE)

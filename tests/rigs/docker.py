@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 DEFAULT_ROOT = Path("/var/lib/docker")
+_MARK = "user.private-docker"
 _START_SECONDS = 60
 _STOP_SECONDS = 30
 
@@ -49,8 +50,9 @@ class PrivateDocker:
         self.driver = driver
         self.as_default = as_default
         self.socket = self.directory / "docker.sock"
+        self.exec_root: Path | None = None
+        """What the daemon keeps while it runs: a short path, because containerd's sockets must fit into 107 bytes."""
         self.pid = 0
-        self._made_default = False
         self._children: list[subprocess.Popen[bytes]] = []
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -80,17 +82,17 @@ class PrivateDocker:
         if reason:
             raise RigError(reason)
         self.data.mkdir(parents=True, mode=0o711)
+        self.exec_root = Path(tempfile.mkdtemp(prefix="private-docker-"))
         config = self.directory / "daemon.json"
         config.write_text("{}\n")  # the machine's own /etc/docker/daemon.json is none of our business
         daemon = [
             "dockerd", "--config-file", str(config), "--data-root", str(self.data_root),
-            "--exec-root", str(self.directory / "exec"), "-p", str(self.directory / "pid"),
+            "--exec-root", str(self.exec_root), "-p", str(self.directory / "pid"),
             "-H", f"unix://{self.socket}", "--bridge=none", "--iptables=false",
             "--storage-driver", self.driver,
         ]  # fmt: skip
         if self.as_default:
-            self._made_default = not DEFAULT_ROOT.exists()
-            DEFAULT_ROOT.mkdir(exist_ok=True)
+            _make_default_root()
             script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
             prefix = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]
             daemon = [*prefix, str(self.data), str(DEFAULT_ROOT), *daemon]
@@ -128,11 +130,15 @@ class PrivateDocker:
             raise RigError(f"no private Docker was started in {directory}") from error
         found = cls(directory, as_default=bool(state["as_default"]))
         found.pid = int(state["pid"])
-        found._made_default = bool(state["made_default"])
+        found.exec_root = Path(state["exec_root"])
         return found
 
     def _save(self) -> None:
-        state = {"pid": self.pid, "as_default": self.as_default, "made_default": self._made_default}
+        state = {
+            "pid": self.pid,
+            "exec_root": str(self.exec_root),
+            "as_default": self.as_default,
+        }
         (self.directory / "rig.json").write_text(json.dumps(state) + "\n")
 
     def kill_daemon(self) -> None:
@@ -165,16 +171,16 @@ class PrivateDocker:
             if not left:
                 break
             time.sleep(0.1)
-        for point in sorted(_mounts_below(self.directory), key=len, reverse=True):
-            subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+        places = [self.directory, *([self.exec_root] if self.exec_root is not None else [])]
+        for directory in places:
+            for point in sorted(_mounts_below(directory), key=len, reverse=True):
+                subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
         for container in ids:
             _remove_cgroups(container)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        if self._made_default:
-            try:
-                DEFAULT_ROOT.rmdir()
-            except OSError:
-                pass  # somebody else uses it by now
+        for directory in places:
+            shutil.rmtree(directory, ignore_errors=True)
+        if self.as_default:
+            _remove_default_root()
 
     def _ids(self) -> list[str]:
         try:
@@ -187,13 +193,18 @@ class PrivateDocker:
         return pid > 0 and str(self.directory) in _command_line(pid)
 
     def _daemons(self) -> list[int]:
-        """The daemon, its containerd and its shims: all have the private directory among their arguments."""
-        own = str(self.directory) + "/"
+        """The daemon, its containerd and its shims: all have a private directory among their arguments."""
+        own = [f"{self.directory}/", *([f"{self.exec_root}/"] if self.exec_root is not None else [])]
         found = []
         for pid in _pids():
             command = _command_line(pid)
             name = os.path.basename(command.partition("\0")[0])
-            if own in command and name in {"dockerd", "containerd", "containerd-shim-runc-v2", "containerd-shim"}:
+            if any(path in command for path in own) and name in {
+                "dockerd",
+                "containerd",
+                "containerd-shim-runc-v2",
+                "containerd-shim",
+            }:
                 found.append(pid)
         return found
 
@@ -343,6 +354,31 @@ def private_docker(directory: Path, *, as_default: bool = False) -> Iterator[Pri
     """The same as `with PrivateDocker(directory)`, for fixtures."""
     with PrivateDocker(directory, as_default=as_default) as docker:
         yield docker
+
+
+def _make_default_root() -> None:
+    """The directory to mount on, with a mark that it is ours to remove."""
+    try:
+        DEFAULT_ROOT.mkdir()
+    except FileExistsError:
+        return
+    os.setxattr(DEFAULT_ROOT, _MARK, b"1")
+
+
+def _remove_default_root() -> None:
+    """Unless somebody has mounted on it in another namespace: to remove it would unmount that."""
+    for pid in _pids():
+        try:
+            mounts = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace")
+        except OSError:
+            continue
+        if f" {DEFAULT_ROOT} " in mounts:
+            return
+    try:
+        os.getxattr(DEFAULT_ROOT, _MARK)
+        DEFAULT_ROOT.rmdir()
+    except OSError:
+        pass  # not ours, or not there any more
 
 
 def _pids() -> list[int]:

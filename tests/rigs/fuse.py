@@ -30,6 +30,7 @@ _NAMES = {_LOOKUP: "lookup", _OPEN: "open", _READ: "read", _FLUSH: "flush", _OPE
 _IN = struct.Struct("=IIQQIIII")
 _OUT = struct.Struct("=IiQ")
 _PR_SET_PDEATHSIG = 1
+_PARALLEL = 1 << 18  # FUSE_PARALLEL_DIROPS: a lookup that is stuck does not hold up others in its directory
 
 
 @dataclass
@@ -116,7 +117,7 @@ class _Server:
 
     def reply(self, call: int, number: int, node: Node, body: bytes) -> bytes:
         if call == _INIT:
-            return struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 17, 0, 16, 12, 1 << 17, 1, 32, 0, 0)
+            return struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 17, _PARALLEL, 16, 12, 1 << 17, 1, 32, 0, 0)
         if call == _LOOKUP:
             return struct.pack("=QQQQII", number, 0, 3600, 3600, 0, 0) + self.attributes(number, node)
         if call == _GETATTR:

@@ -116,7 +116,7 @@ def take(entries: Iterable[Entry]) -> dict[bytes, Taken]:
             taken[entry.path] = Taken(entry)
             continue
         extents = tuple(content.extents)
-        stored = b"".join(content.chunks())
+        stored = b"".join(bytes(chunk) for chunk in content.chunks())  # each is valid until the next
         assert len(stored) == sum(length for _, length in extents)
         data = bytearray(content.size)
         for offset, length in extents:

@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acquirers import registry
@@ -32,7 +33,6 @@ from agent.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import pytest
 
@@ -129,6 +129,10 @@ def agent_command() -> list[str]:
     return [sys.executable, "-m", "agent"]
 
 
-ENVIRONMENT = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT = {
+    "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": str(Path(__file__).parents[2]),  # whatever directory it is started in
+}
 
 __all__ = ["AcquirerError", "Script", "Scripted", "acquire", "agent_command", "impound", "keygen", "only_run", "play"]

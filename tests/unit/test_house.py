@@ -26,7 +26,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.__main__",),
     ("agent.cli",),  # what a person types and sees
     ("agent.run", "agent.analysis", "agent.delivery"),  # the three jobs: acquire, make sense of it, get there
-    ("agent.preparation",),  # from a job to a machine and its acquirers
+    ("agent.report",),  # what an item tells while it is read
+    ("agent.preparation", "agent.outcome"),  # from a job to a machine and its acquirers; what came of it
     ("agent.custody",),  # the account of a run
     ("agent.stores",),  # where objects go
     ("agent.sealing",),  # what makes an object of a stream

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Kind, Report
+from acquirers.containers.docker.layers import OVERLAYS
 from acquirers.containers.parts import Keep, Part, only, without
 from acquirers.containers.paths import mount_of, other_paths, within
 
@@ -34,7 +35,8 @@ def container_parts(store: Store, container: Container) -> Iterator[Part]:
         return
     mounts = store.areas.image_path + f"/{writable.driver}/layerdb/mounts/{container.id}".encode()
     yield Part(mounts, optional=True)
-    yield from writable_parts(store, writable)
+    if writable.driver in OVERLAYS:
+        yield from writable_parts(store, writable)
 
 
 def writable_parts(store: Store, writable: Writable) -> Iterator[Part]:

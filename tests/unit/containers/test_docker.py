@@ -315,6 +315,7 @@ class TestDrivers:
     def test_a_classic_one_with_layerdb(self, tmp_path: Path) -> None:
         disk = Disk(tmp_path, driver="vfs")
         disk.container("web")
+        disk.overlay.rename(tmp_path / "away")
         gaps = all_gaps(take(disk.host()))
         assert [gap.reason for gap in gaps] == [Reason.UNSUPPORTED]
         assert "full copy" in gaps[0].detail

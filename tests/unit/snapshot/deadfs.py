@@ -1,8 +1,8 @@
 """A FUSE filesystem with one file, whose daemon a test can stop: `python deadfs.py MOUNTPOINT FILE`.
 
-It shows FILE as `MOUNTPOINT/program` and promises nothing to the cache, so that the kernel asks it every time. Stopped
-with SIGSTOP it is a server that hangs: whoever asks sleeps beyond the reach of signals. Killed, the kernel gives up all
-requests. Format: include/uapi/linux/fuse.h, protocol 7.31.
+It shows FILE as `MOUNTPOINT/program` and promises nothing to the cache, so that the kernel asks it every time. After
+SIGUSR1 it takes requests and answers none: whoever asks sleeps beyond the reach of signals, SIGKILL included. With the
+daemon's end the kernel gives up all requests. Format: include/uapi/linux/fuse.h, protocol 7.31.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import struct
 import sys
 
@@ -55,6 +56,8 @@ def main(point: str, path: str) -> None:
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
     if libc.mount(b"deadfs", os.fsencode(point), b"fuse.deadfs", ctypes.c_ulong(6), options) != 0:
         raise OSError(ctypes.get_errno(), "mount")
+    dead = []
+    signal.signal(signal.SIGUSR1, lambda *_: dead.append(True))
     print("ready", flush=True)  # noqa: T201
     while True:
         try:
@@ -63,6 +66,8 @@ def main(point: str, path: str) -> None:
             if error.errno == errno.ENODEV:  # unmounted
                 return
             raise
+        if dead:
+            continue
         _, opcode, unique, node, *_ = HEADER.unpack_from(request)
         found = answer(opcode, node, request[HEADER.size :], content)
         if found is None:

@@ -171,6 +171,7 @@ def fake_process(host: Host, pid: int, comm: bytes = b"x", **stat: Any) -> Path:
     (here / "exe").symlink_to("/bin/sh")
     (here / "cwd").symlink_to("/")
     (here / "root").symlink_to("/")
+    (here / "net/dev").write_bytes(b"")
     (here / "ns/net").symlink_to("net:[77]")
     (here / "ns/mnt").symlink_to(f"mnt:[{pid}]")
     (here / "fd/0").symlink_to("/dev/null")

@@ -8,7 +8,7 @@ from pathlib import Path
 from acquirers.base import Gap, Reason
 from acquirers.snapshot.gaps import NAMED, GapCount
 from acquirers.snapshot.holdings import MAX_PATHS, Holdings
-from acquirers.snapshot.reader import Executable
+from acquirers.snapshot.notes import Executable
 from tests.unit.snapshot.helpers import Remembered, open_files
 
 

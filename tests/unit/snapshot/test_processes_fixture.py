@@ -13,10 +13,11 @@ import pytest
 
 from acquirers.base import AcquirerError, Reason, Scope, State
 from acquirers.host import Host, Mode
-from acquirers.snapshot import Executables, Processes, reader, stream
+from acquirers.snapshot import Executables, Processes, notes, reader, stream
 from acquirers.snapshot.holdings import Holdings
+from acquirers.snapshot.notes import Step
 from acquirers.snapshot.process_files import PF_KTHREAD
-from acquirers.snapshot.reader import ProcessReader, Step
+from acquirers.snapshot.reader import ProcessReader
 from tests.unit.snapshot.helpers import (
     NO_SCOPE,
     QUICK,
@@ -96,7 +97,7 @@ def test_a_read_that_hangs_costs_its_own_step(host: Host, name: str, missing: st
     assert process(lines, 11)["environ"] == ["A=1", "B=2"]
     assert [(gap.reason, gap.where) for gap in report.gaps] == [(Reason.STUCK, b"/proc/10")]
     assert "no answer for" in report.gaps[0].detail
-    assert lines[-1]["stuck"] == 1
+    assert lines[-1]["not_read"] == 1
     processes.close()
     assert (children(), open_files()) == (before, files)
 
@@ -106,7 +107,7 @@ def test_a_process_that_hangs_everywhere_still_has_a_line(host: Host) -> None:
     (here / "stat").unlink()
     os.mkfifo(here / "stat")
     lines = snapshot(host, report=(report := Remembered()), processes=Processes(QUICK))
-    assert process(lines, 10)["not_read"] == list(reader.SAYS.values())
+    assert process(lines, 10)["not_read"] == list(notes.SAYS.values())
     assert {gap.reason for gap in report.gaps} == {Reason.STUCK}
 
 
@@ -117,7 +118,7 @@ def test_after_too_many_that_hang_the_rest_keeps_what_cannot_hang(host: Host) ->
         os.mkfifo(here / "cmdline")
     lines = snapshot(host, report=(report := Remembered()), processes=Processes(QUICK))
     assert all(process(lines, pid)["state"] == "S" for pid in range(10, 20))
-    assert process(lines, 19)["not_read"] == [reader.SAYS[step] for step in (Step.PLACE, Step.IMAGE, Step.MEMORY)]
+    assert process(lines, 19)["not_read"] == [notes.SAYS[step] for step in (Step.PLACE, Step.IMAGE, Step.MEMORY)]
     assert len(report.gaps) == len(report.of(Reason.STUCK))
     assert any("not tried" in gap.detail for gap in report.gaps)
 
@@ -143,15 +144,15 @@ def test_a_process_that_is_gone_is_no_gap(host: Host) -> None:
 
 def test_a_process_that_ends_midway_keeps_what_was_read(host: Host) -> None:
     here = fake_process(host, 10)
-    read = ProcessReader(os.open(os.fsencode(here.parent), os.O_RDONLY))
+    read = ProcessReader(os.open(here.parent, os.O_RDONLY))
     list(read((10, Step.BASIC)))
     for name in ("stat", "cgroup", "cmdline", "environ", "exe"):
         (here / name).unlink()
     parts = [part for step in (Step.PLACE, Step.IMAGE, Step.MEMORY) for part in read((10, step))]
-    notes = [stream._notes.decode(part.notes) for part in parts]
+    found = [stream._notes.decode(part.notes) for part in parts]
     assert [bytes(part.data) for part in parts] == [b"", b"", b""]
-    assert [note.vanished for note in notes] == [True, True, True]
-    assert not any(note.gaps or note.denied for note in notes)
+    assert [note.vanished for note in found] == [True, True, True]
+    assert not any(note.gaps or note.denied for note in found)
 
 
 def test_a_pid_that_was_given_away_is_not_continued(host: Host) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import select
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from acquirers.snapshot.watch import Ended, Outcome, Part, Patience, Received, Watch
-from tests.unit.snapshot.helpers import QUICK, children, open_files
+from tests.unit.snapshot.helpers import QUICK, children, in_child, open_files
 
 DONE, STUCK, DIED, SKIPPED = Outcome.DONE, Outcome.STUCK, Outcome.DIED, Outcome.SKIPPED
 
@@ -192,3 +195,36 @@ def test_interrupts_are_the_parents_to_decide() -> None:
 
     events = list(Watch(interrupted, patience=QUICK).run(["a"]))
     assert events == [Received("a", b"still here", b"", -1), Ended("a", DONE)]
+
+
+def test_a_descriptor_that_the_limit_drops_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+    def opened(task: str) -> Iterator[Part]:
+        yield Part(task.encode(), fd=os.open(task, os.O_RDONLY))
+
+    tasks = [str(tmp_path / str(number)) for number in range(20)]
+    for task in tasks:
+        Path(task).touch()
+
+    def look() -> object:
+        limit = max(map(int, os.listdir("/proc/self/fd"))) + 20
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        filled = []
+        with contextlib.suppress(OSError):
+            while True:
+                filled.append(os.dup(0))
+        for _ in range(8):
+            os.close(filled.pop())
+        found = []
+        for event in Watch(opened, patience=QUICK).run(tasks):
+            if isinstance(event, Received):
+                found.append([event.task, os.readlink(f"/proc/self/fd/{event.fd}") if event.fd >= 0 else "dropped"])
+                if len(found) == 12:
+                    os.close(filled.pop())
+        return found
+
+    found = in_child(look)
+    assert [task for task, _ in found] == tasks
+    assert all(target in {task, "dropped"} for task, target in found)
+    assert "dropped" in {target for _, target in found[:12]}
+    assert "dropped" not in {target for _, target in found[:4]}
+    assert [target for _, target in found[12:]].count("dropped") < len(found[12:])
