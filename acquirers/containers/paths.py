@@ -22,11 +22,13 @@ def within(path: bytes, directory: bytes) -> bool:
 
 def mount_of(mounts: Iterable[Mount], path: bytes) -> Mount | None:
     """The mount that `path` lies on: the deepest one, and the last of those that cover each other."""
-    best: Mount | None = None
-    for mount in mounts:
-        if within(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
-            best = mount
-    return best
+    points = {mount.point: mount for mount in mounts}
+    here = path.rstrip(b"/")
+    while here:
+        if here in points:
+            return points[here]
+        here = here.rpartition(b"/")[0]
+    return points.get(b"/")
 
 
 def other_paths(mounts: Iterable[Mount], mount: Mount) -> Iterator[bytes]:

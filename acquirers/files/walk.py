@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from acquirers import syscalls
 from acquirers.base import AcquirerError, Flag, FlagKind, Gap, Kind, Reason, Report
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from acquirers.mounts import Mount
     from acquirers.syscalls import Stat
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MAX_DEPTH = 1 << 14
 MAX_PATH = 1 << 20
 """Levels and bytes of a path beyond which nothing is entered: some filesystems set no limit."""
@@ -43,14 +46,9 @@ MAX_NAMES = 50_000_000
 
 # include/linux/fs_types.h; 0 is DT_UNKNOWN, for filesystems that keep no type beside the name.
 _KINDS = {
-    1: Kind.FIFO,
-    2: Kind.CHAR_DEVICE,
-    4: Kind.DIRECTORY,
-    6: Kind.BLOCK_DEVICE,
-    8: Kind.FILE,
-    10: Kind.SYMLINK,
+    1: Kind.FIFO, 2: Kind.CHAR_DEVICE, 4: Kind.DIRECTORY, 6: Kind.BLOCK_DEVICE, 8: Kind.FILE, 10: Kind.SYMLINK,
     12: Kind.SOCKET,
-}
+}  # fmt: skip
 
 
 def walk(
@@ -232,10 +230,8 @@ class _Walker:
         """A subdirectory, which from now on is the deepest level."""
         path = self._base + self._descent.below + name
         mounted = path in self._tree.mounts
-        try:
-            before = self._guard.call(syscalls.statx, level.fd, name)
-        except OSError as error:
-            self._gap(reason(error), _text(error), path)
+        before = self._ask(path, syscalls.statx, level.fd, name)
+        if before is None:
             return None
         kind = Kind.of_mode(before.mode)
         if kind is not Kind.DIRECTORY:  # something else has taken its place since it was listed
@@ -246,7 +242,7 @@ class _Walker:
             self._not_crossed(path)
             return None
         if self._barred(before, path, mounted=mounted):
-            return self._unopened(level, name, path, kind)
+            return self._unopened(level, name, path, kind, None)
         try:
             seen = self._guard.call(open_directory, level.fd, name, before)
         except OSError as error:
@@ -280,12 +276,8 @@ class _Walker:
         if not mount.kernel:
             self._not_crossed(path, mount)
             return None
-        try:
-            stat = self._guard.call(syscalls.statx, level.fd, name)
-        except OSError as error:
-            self._gap(reason(error), _text(error), path)
-            return None
-        return Entry(path, Kind.of_mode(stat.mode), stat)
+        stat = self._ask(path, syscalls.statx, level.fd, name)
+        return Entry(path, Kind.of_mode(stat.mode), stat) if stat else None
 
     def _not_crossed(self, path: bytes, mount: Mount | None = None) -> None:
         what = f"{os.fsdecode(mount.fstype)} is mounted there" if mount else "mounted since the list of mounts was read"
@@ -297,12 +289,8 @@ class _Walker:
         """The type of a name whose directory does not tell it."""
         if path in self._tree.mounts:
             return Kind.DIRECTORY
-        try:
-            found = self._guard.call(os.stat, name, dir_fd=level.fd, follow_symlinks=False)
-        except OSError as error:
-            self._gap(reason(error), _text(error), path)
-            return None
-        return Kind.of_mode(found.st_mode)
+        stat = self._ask(path, syscalls.statx, level.fd, name)
+        return Kind.of_mode(stat.mode) if stat else None
 
     def _leaf(self, level: Level, name: bytes, path: bytes, kind: Kind) -> Entry | None:
         if kind is not Kind.FILE:
@@ -323,10 +311,8 @@ class _Walker:
 
     def _unopenable(self, level: Level, name: bytes, path: bytes) -> Entry | None:
         """A link, device, FIFO or socket."""
-        try:
-            seen = self._guard.call(look, level.fd, name, self._has_proc(level, path))
-        except OSError as error:
-            self._gap(reason(error), _text(error), path)
+        seen = self._ask(path, look, level.fd, name, self._has_proc(level, path))
+        if seen is None:
             return None
         kind = seen.kind
         if kind in {Kind.FILE, Kind.DIRECTORY}:
@@ -341,9 +327,7 @@ class _Walker:
         self._look_at_attributes(seen.attributes, path)
         return Entry(path, kind, seen.stat, seen.attributes.values, seen.target)
 
-    def _unopened(
-        self, level: Level, name: bytes, path: bytes, kind: Kind, error: OSError | None = None
-    ) -> Entry | None:
+    def _unopened(self, level: Level, name: bytes, path: bytes, kind: Kind, error: OSError | None) -> Entry | None:
         """What its directory knows of a file or directory that is not opened, or could not be."""
         seen = None
         if not isinstance(error, StuckError):
@@ -372,6 +356,14 @@ class _Walker:
                 self._flag(FlagKind.LEFT_OUT, detail, path)
         return self._proc
 
+    def _ask(self, path: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """A call that belongs to one file: its failure is a gap."""
+        try:
+            return self._guard.call(function, *args, **kwargs)
+        except OSError as error:
+            self._gap(reason(error), _text(error), path)
+            return None
+
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def _here(self) -> bytes:
@@ -380,9 +372,8 @@ class _Walker:
 
     def _look_at_attributes(self, attributes: Attributes, path: bytes) -> None:
         if attributes.error is not None:
-            count = str(attributes.lost) if attributes.lost else "all"
-            detail = f"extended attributes not read: {count}: {_text(attributes.error)}"
-            self._gap(reason(attributes.error), detail, path)
+            what = f"{attributes.lost} extended attributes" if attributes.lost else "its extended attributes"
+            self._gap(reason(attributes.error), f"{what} could not be read: {_text(attributes.error)}", path)
 
     def _look_at_atime(self, before: Stat, atime_ns: int, path: bytes) -> None:
         if self._reader.in_place and before.atime_ns != atime_ns:

@@ -1,4 +1,4 @@
-"""Trees that somebody made to break a walk, and filesystems that do not answer."""
+"""Trees that somebody made to break a walk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from typing import Any
 
 import pytest
 
-from acquirers.base import AcquirerError, Kind, Reason
+from acquirers.base import Kind
 from acquirers.files import walk as walk_module
 from acquirers.files.walk import walk
-from acquirers.mounts import below, parse_mountinfo
-from tests.rigs import fuse
-from tests.rigs.fuse import Node
-from tests.rigs.trees import NOBODY, Recorder, at, in_private_mounts, opened, run_python, sha256, take, taken
+from tests.rigs.trees import NOBODY, Recorder, at, in_private_mounts, opened, run_python, sha256, taken
 from tests.rigs.trees import mount as mount_here
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -63,8 +60,7 @@ print(count, longest, content, report.noticed)
 """
 
 
-@pytest.fixture
-def deep(top: Path) -> Iterator[Path]:
+def make_deep(top: Path) -> None:
     """3,000 directories inside each other, a file at the bottom, and on every hundredth level a directory beside."""
     fd = os.open(top, os.O_RDONLY)
     for level in range(DEPTH):
@@ -79,32 +75,16 @@ def deep(top: Path) -> Iterator[Path]:
     os.write(bottom, b"found")
     os.close(bottom)
     os.close(fd)
-    try:
-        yield top
-    finally:
-        remove_deep(top)
-
-
-def remove_deep(top: Path) -> None:
-    """shutil.rmtree recurses, and paths are too long: each level is lifted up and removed."""
-    number = 0
-    while names := os.listdir(top):
-        for name in names:
-            path = top / name
-            if not path.is_dir():
-                path.unlink()
-                continue
-            for below_it in os.listdir(path):
-                number += 1
-                (path / below_it).rename(top / str(number))
-            path.rmdir()
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["clone", "in place"])
-def test_a_tree_deeper_than_paths_and_descriptors_reach(deep: Path, *, in_place: bool) -> None:
-    count, longest, content, noticed = run_python(WALK_DEEP, deep, str(in_place)).split(maxsplit=3)
+@in_private_mounts
+def test_a_tree_deeper_than_paths_and_descriptors_reach(top: Path, *, in_place: bool) -> None:
+    mount_here("tmpfs", top, "tmpfs")  # goes with all that is in it: removing it by paths would not be easy
+    make_deep(top)
+    count, longest, content, noticed = run_python(WALK_DEEP, top, str(in_place)).split(maxsplit=3)
     assert int(count) == 1 + DEPTH + 1 + 2 * (DEPTH // 100)
-    assert int(longest) == len(at(deep)) + DEPTH * (len(NAME) + 1) + len(b"/bottom")
+    assert int(longest) == len(at(top)) + DEPTH * (len(NAME) + 1) + len(b"/bottom")
     assert int(content) == len(b"found")
     assert noticed.strip() == "[]"
 
@@ -315,114 +295,3 @@ def test_a_user_takes_what_is_readable_and_names_the_rest(open_directory: Path) 
     moved = {where for kind, where in result["noticed"] if kind == "atime-moved"}
     assert {str(top), str(top / "public")} <= moved
     assert str(top / "mine") not in moved
-
-
-# -- filesystems that do not answer -----------------------------------------------------------------------------------
-
-
-def needs_fuse() -> None:
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("needs root: there is no /dev/fuse")
-
-
-@in_private_mounts
-def test_a_file_whose_read_never_returns_costs_that_file(top: Path, report: Recorder) -> None:
-    needs_fuse()
-    nodes = {
-        "before": Node(100),
-        "stuck": Node(5000, hangs=["read"]),
-        "after": Node(3000),
-        "hollow": Node(directory=True),
-    }
-    with fuse.mounted(top, nodes):
-        started = time.monotonic()
-        with opened(top) as tree:
-            found = take(walk(tree, report, deadline=0.5))
-        assert time.monotonic() - started < 5
-        assert found[at(top, "before")].data == fuse.content(100)
-        assert found[at(top, "after")].data == fuse.content(3000)
-        assert found[at(top, "stuck")].data == bytes(5000)
-        assert (found[at(top, "stuck")].true_size, found[at(top, "stuck")].sha256) == (0, None)
-        assert at(top, "hollow") in found
-        assert [(gap.reason, gap.where, gap.missing) for gap in report.gaps] == [(Reason.STUCK, at(top, "stuck"), 5000)]
-
-
-@pytest.mark.parametrize("call", ["lookup", "open", "opendir", "readdir"])
-@in_private_mounts
-def test_whatever_is_stuck_the_rest_is_served(top: Path, report: Recorder, call: str) -> None:
-    needs_fuse()
-    directory = call in {"opendir", "readdir"}
-    nodes = {"before": Node(100), "stuck": Node(5000, directory=directory, hangs=[call]), "after": Node(3000)}
-    with fuse.mounted(top, nodes):
-        with opened(top) as tree:
-            found = take(walk(tree, report, deadline=0.5))
-        assert {found[at(top, name)].data for name in ("before", "after")} == {fuse.content(100), fuse.content(3000)}
-        assert report.noticed == [("stuck", at(top, "stuck"))]
-
-
-@in_private_mounts
-def test_a_filesystem_that_is_gone_is_one_gap(top: Path, report: Recorder) -> None:
-    needs_fuse()
-    with fuse.mounted(top, {f"file{number}": Node(10, hangs=["read"]) for number in range(50)}):
-        started = time.monotonic()
-        with opened(top) as tree:
-            found = take(walk(tree, report, deadline=0.3))
-        assert time.monotonic() - started < 5
-        assert len(found) == 4
-        assert [gap.reason for gap in report.gaps] == [Reason.STUCK] * 4
-        assert report.gaps[-1].where == at(top)
-        assert "the rest" in report.gaps[-1].detail
-
-
-@in_private_mounts
-def test_a_tree_whose_root_is_stuck_is_an_error(top: Path, report: Recorder) -> None:
-    needs_fuse()
-    with fuse.mounted(top, {"directory": Node(directory=True, hangs=["readdir"])}):
-        with opened(top / "directory") as tree, pytest.raises(AcquirerError) as caught:
-            next(walk(tree, report, deadline=0.3))
-        assert caught.value.reason is Reason.STUCK
-
-
-@in_private_mounts
-def test_closing_that_is_stuck_is_waited_for_by_nobody(top: Path, report: Recorder) -> None:
-    needs_fuse()
-    with fuse.mounted(top, {"file": Node(100, hangs=["flush"])}):
-        started = time.monotonic()
-        with opened(top) as tree:
-            found = take(walk(tree, report, deadline=0.5))
-        assert time.monotonic() - started < 5
-        assert found[at(top, "file")].data == fuse.content(100)
-
-
-@in_private_mounts
-def test_below_a_local_tree_a_filesystem_in_user_space_is_not_asked_at_all(top: Path, report: Recorder) -> None:
-    needs_fuse()
-    (top / "remote").mkdir()
-    (top / "file").write_bytes(b"local")
-    with fuse.mounted(top / "remote", {"file": Node(10, hangs=["lookup", "open"])}):
-        mounts = below(parse_mountinfo(Path("/proc/thread-self/mountinfo").read_bytes()), at(top))
-        with opened(top, recursive=True, mounts=mounts) as tree:
-            found = take(walk(tree, report))
-        assert set(found) == {at(top), at(top, "file")}
-        (gap,) = report.gaps
-        assert (gap.reason, gap.where) == (Reason.NOT_CROSSED, at(top, "remote"))
-        assert "fuse" in gap.detail
-
-
-@in_private_mounts
-def test_pages_that_the_kernel_cannot_read(top: Path, report: Recorder) -> None:
-    """The page cache asks for 128 KiB at a time and fails as a whole, then page by page."""
-    needs_fuse()
-    bad = [3, 4, 100]
-    with fuse.mounted(top, {"file": Node(150 * PAGE + 10, bad=bad)}):
-        with opened(top) as tree:
-            (file,) = (file for file in take(walk(tree, report)).values() if file.kind is Kind.FILE)
-        expected = bytearray(fuse.content(150 * PAGE + 10))
-        for page in bad:
-            expected[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
-        assert file.data == bytes(expected)
-        assert file.sha256 is None
-        assert [(gap.reason, gap.missing) for gap in report.gaps] == [
-            (Reason.IO_ERROR, 2 * PAGE),
-            (Reason.IO_ERROR, PAGE),
-        ]

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -307,6 +308,16 @@ def contents(acquired: Acquired, data_root: bytes) -> dict[bytes, tuple[Kind, by
             found[inside] = (member.kind, member.sha256, member.stat.mode)
     assert len(found) > 300
     return found
+
+
+def test_an_old_kernel_gives_the_same(scene: Scene, acquired: Acquired, tmp_path: Path) -> None:
+    """Without clones of mounts (before Linux 5.12, or without CAP_SYS_ADMIN) it is read in place."""
+    with mock.patch.object(syscalls, "open_tree_clone", side_effect=OSError(38, "Function not implemented")):
+        found = acquire(Host(Mode.HOST), scene.docker.data, tmp_path)
+    assert not found.gaps
+    root = os.fsencode(scene.docker.data)
+    assert contents(found, root) == contents(acquired, root)
+    assert FlagKind.NO_CLONE in {flag.kind for report in found.reports.values() for flag in report.flags}
 
 
 def test_only_what_was_asked_for(scene: Scene, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.unit.snapshot.helpers import (
     fake_process,
     here,
     in_child,
+    needs_root,
     open_files,
     process,
     records,
@@ -36,7 +37,6 @@ from tests.unit.snapshot.helpers import (
 if TYPE_CHECKING:
     from acquirers.host import Host
 
-root = pytest.mark.root
 PRELUDE = "import ctypes, os, socket, sys, time\n"
 WAIT = "\nprint('ready', flush=True); time.sleep(60)"
 
@@ -300,7 +300,7 @@ def become_nobody() -> None:
     libc().prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: what a program of nobody's own is
 
 
-@root
+@needs_root
 def test_without_root_what_is_refused_is_named_and_counted() -> None:
     with running(["sleep", "60"]) as roots, running(["sleep", "61"], user=65534, group=65534, extra_groups=[]) as own:
 
@@ -323,7 +323,7 @@ def test_without_root_what_is_refused_is_named_and_counted() -> None:
     assert sorted(gaps) == sorted(["denied", f"{kind} of 1 process: permission denied"] for kind in theirs["denied"])
 
 
-@root
+@needs_root
 def test_without_root_a_moved_access_time_is_flagged(tmp_path: Path) -> None:
     """O_NOATIME is for owners. The temporary directory of a test is root's alone, so this one is made beside it."""
     place = Path(f"/tmp/impound-atime-{os.getpid()}")
@@ -350,7 +350,7 @@ def test_without_root_a_moved_access_time_is_flagged(tmp_path: Path) -> None:
         shutil.rmtree(place)
 
 
-@root
+@needs_root
 def test_processes_that_proc_does_not_list_are_a_gap() -> None:
     """`hidepid=invisible`: what is not listed cannot be counted, but that there is more can be said."""
 
@@ -372,7 +372,7 @@ def test_processes_that_proc_does_not_list_are_a_gap() -> None:
 # -- hidden behind a mount --------------------------------------------------------------------------------------------
 
 
-@root
+@needs_root
 def test_a_process_that_is_hidden_behind_a_mount_is_seen(tmp_path: Path) -> None:
     """ATT&CK T1564.013: `mount --bind /empty /proc/<pid>`. The detached clone of /proc lies beneath such mounts."""
     with running(["sleep", "60"]) as child:

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from acquirers.base import Scope
-from tests.unit.snapshot.helpers import Remembered, here, running, snapshot
+from tests.unit.snapshot.helpers import Remembered, here, needs_root, running, snapshot
 
-root = pytest.mark.root
 PRELUDE = "import ctypes, os, socket, sys, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 UNSHARE = "assert libc.unshare(0x40000000) == 0\n"  # CLONE_NEWNET
 LISTEN = "s = socket.create_server(('', 4711)); u = socket.socket(type=socket.SOCK_DGRAM); u.bind(('', 53))\n"
@@ -69,7 +66,7 @@ def test_unix_sockets_with_names_that_try_to_forge_a_line(tmp_path: Path) -> Non
         assert all("holders" not in line for inode, line in found.items() if inode == 99999999999999)
 
 
-@root
+@needs_root
 def test_a_listener_in_another_network_namespace() -> None:
     with running([sys.executable, "-c", PRELUDE + UNSHARE + LISTEN + WAIT], ready=b"ready") as child:
         netns = netns_of(child.pid)
@@ -87,7 +84,7 @@ def test_a_listener_in_another_network_namespace() -> None:
         assert report.gaps == []
 
 
-@root
+@needs_root
 def test_a_namespace_that_a_process_has_left_is_entered_through_its_descriptor() -> None:
     """The listener's owner has gone back: no process shows that namespace, and only an open file names it."""
     code = (
@@ -118,7 +115,7 @@ def test_a_namespace_that_a_process_has_left_is_entered_through_its_descriptor()
             child.kill()
 
 
-@root
+@needs_root
 def test_a_namespace_that_only_a_mount_keeps_alive(tmp_path: Path) -> None:
     point = tmp_path / "netns"
     point.touch()
@@ -134,7 +131,7 @@ def test_a_namespace_that_only_a_mount_keeps_alive(tmp_path: Path) -> None:
         subprocess.run(["umount", point], check=True)
 
 
-@root
+@needs_root
 def test_a_sniffer() -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sniffer:
         lines = snapshot(here(), Scope(pids=(os.getpid(),)))

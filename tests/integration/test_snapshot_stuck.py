@@ -17,10 +17,22 @@ from acquirers.base import Reason, Scope
 from acquirers.snapshot import Executables, Processes, watch
 from acquirers.snapshot.watch import Patience, Watch
 from tests.unit.snapshot import deadfs
-from tests.unit.snapshot.helpers import NO_SCOPE, Remembered, content, here, process, records, running, snapshot, until
+from tests.unit.snapshot.helpers import (
+    NO_SCOPE,
+    Remembered,
+    content,
+    here,
+    may_administer,
+    process,
+    records,
+    running,
+    snapshot,
+    until,
+)
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.skipif(not may_administer(), reason="needs root"),
     pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="no /dev/fuse"),
 ]
 PATIENCE = Patience(first=0.5)

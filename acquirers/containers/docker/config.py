@@ -242,9 +242,9 @@ def parse_host_config(data: bytes) -> dict[str, object]:
         value = _plain(getattr(document, name))
         if value not in (None, "", False, []):
             found[name] = value
-    log = _plain(document.LogConfig)
-    if isinstance(log, dict):
-        found["LogConfig"] = {key: value for key, value in log.items() if key in {"Type", "Config"}}
+    log = _plain(document.LogConfig)  # its options may hold the token of a log service
+    if isinstance(log, dict) and isinstance(log.get("Type"), str):
+        found["LogDriver"] = log["Type"]
     return found
 
 

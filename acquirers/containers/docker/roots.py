@@ -40,6 +40,7 @@ _MAX_CONFIG = 1 << 18
 _MAX_DROP_INS = 100
 _SHAPE = (b"containers", b"image", b"overlay2")
 _REMAPPED = re.compile(rb"\d{1,10}\.\d{1,10}")
+_STORED = re.compile(rb"/(?:volumes/[^/]+/_data|(?:overlay2|fuse-overlayfs)/[0-9a-z]{25,64}/(?:diff|merged))(?:/|\Z)")
 _MERGED = re.compile(rb"(/.+)/(?:overlay2|fuse-overlayfs)/[0-9a-z]{25,64}/merged")
 
 
@@ -108,11 +109,14 @@ def find_roots(host: Host) -> Found:
 
 
 def _leave_out_nested(found: Found) -> None:
-    """Docker in Docker: what lies in a volume or a layer of another root is stored there, once."""
+    """Docker in Docker: what lies in a volume or in a layer of another root is stored there, once.
+
+    Only there: a root that claims to be above all others (`"data-root": "/"`) must not make them disappear.
+    """
     outer = []
     for root in found.roots:
-        holder = next((other for other in found.roots if other is not root and within(root.path, other.path)), None)
-        if holder is None or _REMAPPED.fullmatch(root.path[len(holder.path) :].lstrip(b"/")):
+        inside = (root.path[len(other.path) :] for other in found.roots if within(root.path, other.path))
+        if not any(_STORED.match(path) for path in inside):
             outer.append(root)
             continue
         detail = "a Docker data root inside of another one: stored with the volume or the layer that it lies in"

@@ -130,7 +130,7 @@ def test_about_a_container(disk: Disk) -> None:
     assert about["image"] == "shop:1"
     assert about["labels"] == 2
     assert about["layers"] == [hex_id("layer top"), hex_id("layer base")]
-    assert about["host_config"] == {"Privileged": True, "LogConfig": {"Type": "json-file"}}
+    assert about["host_config"] == {"Privileged": True, "LogDriver": "json-file"}
     assert about["mounts"] == [
         {"type": "volume", "name": "v", "source": b"", "destination": b"/data", "driver": "local", "writable": True}
     ]

@@ -136,6 +136,13 @@ def test_a_root_inside_of_another_is_stored_with_it(root: Path) -> None:
     assert [flag.kind for flag in found.flags] == [FlagKind.ELSEWHERE]
 
 
+def test_no_root_can_hide_another_one(root: Path) -> None:
+    data_root(root, "var/lib/docker")
+    (root / "containers").mkdir()
+    (root / "etc/docker/daemon.json").write_text('{"data-root": "/"}')
+    assert paths(find_roots(dead(root))) == [b"/var/lib/docker", b"/"]
+
+
 def mount(point: bytes, fstype: bytes, device: int = 1, inside: bytes = b"/") -> Mount:
     return Mount(7, 1, device, inside, point, b"rw", fstype, b"source", b"rw")
 

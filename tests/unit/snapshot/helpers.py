@@ -5,21 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
 
 from acquirers.base import Flag, Gap, Item, Member, Reason, Scope
 from acquirers.host import Host, Mode
 from acquirers.snapshot import Processes
 from acquirers.snapshot.watch import Patience
 
+Test = TypeVar("Test", bound=Callable[..., object])
+
 QUICK = Patience(first=0.3, later=0.1, generous=2, most=4)
 NO_SCOPE = Scope()
+
+
+def may_administer() -> bool:
+    """CAP_SYS_ADMIN, which root in an ordinary container has not."""
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> 21 & 1)
+
+
+def needs_root(test: Test) -> Test:
+    """For what plants namespaces, mounts and other users' processes."""
+    marked: Test = pytest.mark.root(pytest.mark.skipif(not may_administer(), reason="needs root")(test))
+    return marked
 
 
 class Remembered:
