@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.main import VERBS
-from tests.support.runs import agent_command, keygen
+from tests.support.runs import acquire, agent_command, keygen, only_run
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -242,3 +242,39 @@ def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 
     main([verb, "--help"])
     return capsys.readouterr().out
+
+
+def test_formats_md_checks_a_run_with_stock_tools(tmp_path: Path) -> None:
+    """The commands of "Check everything without impound", on a run, and on one that was changed."""
+    for program in ("age", "zstd", "jq", "openssl"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    disk = tmp_path / "disk"
+    for name in ("containers", "image", "overlay2", "volumes/unused/_data"):
+        (disk / "var/lib/docker" / name).mkdir(parents=True)
+    (disk / "var/lib/docker/volumes/unused/_data/big").write_bytes(os.urandom(3_000_000))
+    (disk / "etc/docker").mkdir(parents=True)
+    (disk / "etc/docker/daemon.json").write_text("{}")
+    key, recipient = keygen(tmp_path)
+    assert acquire(tmp_path / "ev", recipient, "--root", str(disk))[0] == 0
+    run = only_run(tmp_path / "ev")
+    _, _, text = (HOUSE / "docs/formats.md").read_text("utf-8").partition("\n## Check everything without impound\n")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 6
+    environment = os.environ | {"RUN": str(run), "KEY": str(key), "ITEM": "containers/docker/runtime.tar"}
+
+    def check() -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", "set -euo pipefail\n" + "".join(blocks)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Signature Verified Successfully" in done.stdout
+    sealed = run / "containers/docker/runtime.tar.zst.age"
+    content = sealed.read_bytes()
+    sealed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert check().returncode != 0
+    sealed.write_bytes(content)
+    assert check().returncode == 0
+    (run / "added").write_bytes(b"")
+    assert check().returncode != 0
