@@ -322,24 +322,23 @@ def _seek(fd: int, position: int, size: int) -> tuple[list[tuple[int, int]], int
     found: list[tuple[int, int]] = []
     while position < size and len(found) < _EXTENTS_AT_A_TIME:
         try:
-            start = max(os.lseek(fd, position, os.SEEK_DATA), position)
+            data = max(os.lseek(fd, position, os.SEEK_DATA), position)
         except OSError as error:
             if error.errno == errno.ENXIO:  # a hole up to the end
                 return found, size
             raise
-        if start >= size:
+        if data >= size:
             return found, size
-        # Whole blocks: GNU tar reads a sparse member wrong, without a word, where an extent before the last ends inside
-        # of one. Disks have no other; a filesystem in user space may.
-        start = max(start - start % _BLOCK, position)
         try:
-            end = os.lseek(fd, start, os.SEEK_HOLE)
+            hole = os.lseek(fd, data, os.SEEK_HOLE)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            end = size  # it has just become shorter, which reading will find out
-        end += -end % _BLOCK
-        position = min(end, size) if end > start else size
+            hole = size  # it has just become shorter, which reading will find out
+        # Whole blocks: GNU tar reads a sparse member wrong, without a word, where an extent before the last ends inside
+        # of one. Disks have no other; a filesystem in user space may.
+        start = max(data - data % _BLOCK, position)
+        position = min(hole + -hole % _BLOCK, size) if hole > data else size
         found.append((start, position))
     return found, position
 

@@ -320,6 +320,14 @@ def test_an_old_kernel_gives_the_same(scene: Scene, acquired: Acquired, tmp_path
     assert FlagKind.NO_CLONE in {flag.kind for report in found.reports.values() for flag in report.flags}
 
 
+def test_seen_from_a_privileged_pod(scene: Scene, acquired: Acquired, tmp_path: Path) -> None:
+    """The host's root has another path. Not by a bind mount: pytest later removes all that lies below its own."""
+    found = acquire(Host(Mode.LIVE_ROOT, b"/proc/self/root"), scene.docker.data, tmp_path)
+    assert not found.gaps
+    data = os.fsencode(scene.docker.data)
+    assert contents(found, data) == contents(acquired, data)
+
+
 def test_only_what_was_asked_for(scene: Scene, tmp_path: Path) -> None:
     scope = Scope(containers=("ended",))
     found = acquire(Host(Mode.HOST), scene.docker.data, tmp_path, scope)

@@ -26,8 +26,10 @@ from tests.unit.snapshot.helpers import (
     fake_process,
     here,
     in_child,
+    libc,
     needs_root,
     open_files,
+    own_mounts,
     process,
     records,
     running,
@@ -281,16 +283,6 @@ def test_hashing_moves_no_access_time(tmp_path: Path) -> None:
 
 
 # -- without privilege ------------------------------------------------------------------------------------------------
-
-
-def libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def own_mounts() -> None:
-    """What this process mounts from now on, only this process sees."""
-    assert libc().unshare(0x00020000) == 0  # CLONE_NEWNS
-    assert libc().mount(b"none", b"/", None, ctypes.c_ulong(0x44000), None) == 0  # MS_REC | MS_PRIVATE
 
 
 def become_nobody() -> None:

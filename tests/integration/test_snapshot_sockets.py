@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acquirers.base import Scope
-from tests.unit.snapshot.helpers import Remembered, here, needs_root, running, snapshot
+from tests.unit.snapshot.helpers import Remembered, here, in_own_mounts, libc, needs_root, running, snapshot
 
 PRELUDE = "import ctypes, os, socket, sys, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 UNSHARE = "assert libc.unshare(0x40000000) == 0\n"  # CLONE_NEWNET
@@ -116,19 +117,18 @@ def test_a_namespace_that_a_process_has_left_is_entered_through_its_descriptor()
 
 
 @needs_root
+@in_own_mounts
 def test_a_namespace_that_only_a_mount_keeps_alive(tmp_path: Path) -> None:
     point = tmp_path / "netns"
     point.touch()
     with running([sys.executable, "-c", PRELUDE + UNSHARE + WAIT], ready=b"ready") as child:
         netns = netns_of(child.pid)
-        subprocess.run(["mount", "--bind", f"/proc/{child.pid}/ns/net", point], check=True)
-    try:
-        found = tables(snapshot(here()), netns)
-        assert found["tcp"]["via"] == str(point)
-        assert found["tcp"]["processes"] == 0
-        assert tables(snapshot(here(), Scope(pids=(os.getpid(),))), netns) == {}
-    finally:
-        subprocess.run(["umount", point], check=True)
+        source = b"/proc/%d/ns/net" % child.pid
+        assert libc().mount(source, os.fsencode(point), None, ctypes.c_ulong(0x1000), None) == 0  # MS_BIND
+    found = tables(snapshot(here()), netns)
+    assert found["tcp"]["via"] == str(point)
+    assert found["tcp"]["processes"] == 0
+    assert tables(snapshot(here(), Scope(pids=(os.getpid(),))), netns) == {}
 
 
 @needs_root

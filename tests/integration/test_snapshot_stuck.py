@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tests.unit.snapshot.helpers import (
     Remembered,
     content,
     here,
+    in_own_mounts,
     may_administer,
     process,
     records,
@@ -48,13 +48,13 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, int, int]]:
         try:
             os.write(writing, b"ready\n")
             with running([program, "-u", "-"], stdin=reading, ready=b"ready") as child:
-                yield program, child.pid, daemon.pid
-                daemon.kill()  # the kernel gives up what is asked of it
+                try:
+                    yield program, child.pid, daemon.pid
+                finally:
+                    daemon.kill()  # the kernel gives up what is asked of it
         finally:
-            daemon.kill()
             os.close(reading)
             os.close(writing)
-            subprocess.run(["umount", "-l", point], check=True)
             until(reaped)
 
 
@@ -65,6 +65,7 @@ def reaped() -> bool:
     return not watch._left_behind
 
 
+@in_own_mounts
 def test_an_executable_on_a_dead_filesystem(tmp_path: Path) -> None:
     processes = Processes(PATIENCE)
     with served(tmp_path) as (program, child, daemon), running(["sleep", "60"]) as other:
@@ -86,6 +87,7 @@ def test_an_executable_on_a_dead_filesystem(tmp_path: Path) -> None:
         processes.close()
 
 
+@in_own_mounts
 def test_a_filesystem_that_dies_before_the_hashing(tmp_path: Path) -> None:
     """What lies on FUSE is not held: closing it would ask the daemon, and the agent could hang in its own exit."""
     processes = Processes(PATIENCE)
@@ -103,6 +105,7 @@ def test_a_filesystem_that_dies_before_the_hashing(tmp_path: Path) -> None:
         assert [(gap.reason, gap.where) for gap in report.gaps] == [(Reason.STUCK, os.fsencode(program))]
 
 
+@in_own_mounts
 def test_a_filesystem_that_answers_is_read_like_any_other(tmp_path: Path) -> None:
     processes = Processes()
     with served(tmp_path) as (_, child, _):

@@ -177,6 +177,9 @@ class PrivateDocker:
                 subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
         for container in ids:
             _remove_cgroups(container)
+        left_mounted = [point for directory in places for point in _mounts_below(directory)]
+        if left_mounted:  # removing would go on through them, into whatever is mounted there
+            raise RigError(f"still mounted, and so not removed: {left_mounted}")
         for directory in places:
             shutil.rmtree(directory, ignore_errors=True)
         if self.as_default:

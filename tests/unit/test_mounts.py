@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acquirers.mounts import KERNEL, LOCAL, Mount, below, parse_mountinfo
@@ -88,12 +88,14 @@ def test_a_line_that_is_not_well_formed_is_left_out(line: bytes) -> None:
     assert parse_mountinfo(line + b"\n" + EXAMPLE) == parse_mountinfo(EXAMPLE)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_no_bytes_make_the_parser_fail(data: bytes) -> None:
     for mount in parse_mountinfo(data.replace(b"~", b" - ")):
         below([mount], b"/")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.sampled_from([b"/", b"/a", b"/a/b", b"/a/b/c"]))))
 def test_no_parents_make_the_search_endless(lines: list[tuple[int, int, bytes]]) -> None:
     data = b"".join(b"%d %d 0:1 / %s rw - tmpfs t rw\n" % line for line in lines)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acquirers import syscalls
@@ -174,6 +174,7 @@ def dirent(name: bytes, kind: int, cookie: int) -> bytes:
     return struct.pack("=QqHB", 1, cookie, length, kind) + name.ljust(length - 19, b"\0")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -189,6 +190,7 @@ def test_directory_records_come_back_as_they_were(records: list[tuple[bytes, int
     assert syscalls.parse_dirents(data) == expected
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_directory_records_make_the_parser_fail(data: bytes) -> None:
     syscalls.parse_dirents(data)

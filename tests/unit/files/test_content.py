@@ -230,6 +230,7 @@ def test_of_too_many_holes_the_smallest_are_stored(path: Path, monkeypatch: pyte
         assert file.flags == [FlagKind.HOLES_MERGED]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=3, max_size=60), st.data())
 def test_merging_keeps_the_widest_holes(lengths: list[tuple[int, int]], data: st.DataObject) -> None:
     extents, position = [], 0
@@ -277,18 +278,36 @@ def test_answers_that_make_no_sense_cost_no_data(path: Path, answer: int) -> Non
     assert extents == ((0, 100),)
 
 
-def test_extents_are_whole_blocks(path: Path) -> None:
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 40_000),
+    pieces=st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 3000)), max_size=8),
+)
+def test_extents_are_whole_blocks_with_all_data_and_no_more(
+    tmp_path_factory: pytest.TempPathFactory, size: int, pieces: list[tuple[int, int]]
+) -> None:
     """GNU tar reads a sparse member wrong where an extent before the last ends inside of a block."""
+    data = {byte for offset, length in pieces for byte in range(offset, min(offset + length, size))}
 
-    def odd(_fd: int, position: int, whence: int) -> int:
-        start = position + 700 - position % 700 if position % 7 == 0 else position
-        return start if whence == os.SEEK_DATA else position + 333
+    def seek(_fd: int, position: int, whence: int) -> int:
+        """A filesystem with extents of single bytes."""
+        if position >= size or (whence == os.SEEK_DATA and not any(byte >= position for byte in data)):
+            raise OSError(errno.ENXIO, "no such address")
+        if whence == os.SEEK_DATA:
+            return min(byte for byte in data if byte >= position)
+        return next(byte for byte in range(position, size + 1) if byte not in data)
 
+    path = tmp_path_factory.getbasetemp() / "blocks"
     path.touch()
-    with opened(path) as file, mock.patch.object(os, "lseek", odd):
-        extents, _ = find_extents(Direct(), file.fd, 1_000_003, 10_000)
+    with opened(path) as file, mock.patch.object(os, "lseek", seek):
+        extents, merged = find_extents(Direct(), file.fd, size, 1000)
+    assert not merged
     assert all(offset % 512 == 0 for offset, _ in extents)
     assert all(length % 512 == 0 for _, length in extents[:-1])
+    covered = {byte // 512 for offset, length in extents for byte in range(offset, offset + length)}
+    assert covered == {byte // 512 for byte in data}
+    assert all(before[0] + before[1] < after[0] for before, after in pairwise(extents))
+    assert not extents or sum(extents[-1]) <= size
 
 
 # -- files that change ------------------------------------------------------------------------------------------------

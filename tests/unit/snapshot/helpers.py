@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import re
@@ -12,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
@@ -21,6 +23,7 @@ from acquirers.host import Host, Mode
 from acquirers.snapshot import Processes
 from acquirers.snapshot.watch import Patience
 
+P = ParamSpec("P")
 Test = TypeVar("Test", bound=Callable[..., object])
 
 QUICK = Patience(first=0.3, later=0.1, generous=2, most=4)
@@ -132,6 +135,33 @@ def in_child(function: Callable[[], object]) -> Any:
     answer = json.loads(text)
     assert not (isinstance(answer, dict) and "failed" in answer), answer["failed"]
     return answer
+
+
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def own_mounts() -> None:
+    """What this process mounts from now on, only this process sees; it is gone with it."""
+    assert libc().unshare(0x00020000) == 0  # CLONE_NEWNS
+    assert libc().mount(b"none", b"/", None, ctypes.c_ulong(0x44000), None) == 0  # MS_REC | MS_PRIVATE
+
+
+def in_own_mounts(test: Callable[P, None]) -> Callable[P, None]:
+    """The test runs in a fork with mounts of its own.
+
+    However it ends, nothing stays mounted in a temporary directory: whoever clears those removes what is mounted there.
+    """
+
+    @functools.wraps(test)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        def call() -> None:
+            own_mounts()
+            test(*args, **kwargs)
+
+        in_child(call)
+
+    return wrapped
 
 
 def until(condition: Callable[[], object], seconds: float = 5.0) -> None:

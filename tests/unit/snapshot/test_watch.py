@@ -199,7 +199,8 @@ def test_interrupts_are_the_parents_to_decide() -> None:
 
 def test_a_descriptor_that_the_limit_drops_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     def opened(task: str) -> Iterator[Part]:
-        yield Part(task.encode(), fd=os.open(task, os.O_RDONLY))
+        # Of several pieces, so that the end of one message comes together with the descriptor of the next.
+        yield Part(bytes(300_000), fd=os.open(task, os.O_RDONLY))
 
     tasks = [str(tmp_path / str(number)) for number in range(20)]
     for task in tasks:
