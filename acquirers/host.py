@@ -63,9 +63,9 @@ class Host(Root):
 
     # -- mounts -------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def mounts(self) -> list[Mount]:
-        """What is mounted where, by native path, when the run began."""
+        """What is mounted where just now, by native path: containers come and go while a run lasts."""
         if self.mode is Mode.LIVE_ROOT:
             return mounts_module.parse_mountinfo(self.read_proc(b"1/mountinfo"))
         own = mounts_module.parse_mountinfo(read_kernel_file(b"/proc/self/mountinfo"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-DEFAULT_ROOT = Path("/var/lib/docker")
-_MARK = "user.private-docker"
+from tests.rigs.leftovers import (
+    DEFAULT_ROOT,
+    command_line,
+    kill,
+    make_default_root,
+    mounts_below,
+    pids,
+    processes_of,
+    remove_cgroups,
+    remove_default_root,
+    thaw,
+)
+
 _START_SECONDS = 60
 _STOP_SECONDS = 30
 
@@ -92,7 +102,7 @@ class PrivateDocker:
             "--storage-driver", self.driver,
         ]  # fmt: skip
         if self.as_default:
-            _make_default_root()
+            make_default_root()
             script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
             prefix = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]
             daemon = [*prefix, str(self.data), str(DEFAULT_ROOT), *daemon]
@@ -144,7 +154,7 @@ class PrivateDocker:
     def kill_daemon(self) -> None:
         """Ends the daemon alone, at once: its containers run on, their records stay as they are."""
         for pid in self._daemons():
-            _kill(pid)
+            kill(pid)
         self._reap()
 
     def stop(self) -> None:
@@ -161,29 +171,29 @@ class PrivateDocker:
                 pass
             self._wait_until(lambda: not self._ours(self.pid), _STOP_SECONDS)
         for container in ids:
-            _thaw(container)
+            thaw(container)
         # What outlives a daemon that was killed: shims, their containers, the containerd beside it.
         for _ in range(20):
-            left = [*self._daemons(), *_processes_of(ids)]
+            left = [*self._daemons(), *processes_of(ids)]
             for pid in left:
-                _kill(pid)
+                kill(pid)
             self._reap()
             if not left:
                 break
             time.sleep(0.1)
         places = [self.directory, *([self.exec_root] if self.exec_root is not None else [])]
         for directory in places:
-            for point in sorted(_mounts_below(directory), key=len, reverse=True):
+            for point in sorted(mounts_below(directory), key=len, reverse=True):
                 subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
         for container in ids:
-            _remove_cgroups(container)
-        left_mounted = [point for directory in places for point in _mounts_below(directory)]
+            remove_cgroups(container)
+        left_mounted = [point for directory in places for point in mounts_below(directory)]
         if left_mounted:  # removing would go on through them, into whatever is mounted there
             raise RigError(f"still mounted, and so not removed: {left_mounted}")
         for directory in places:
             shutil.rmtree(directory, ignore_errors=True)
         if self.as_default:
-            _remove_default_root()
+            remove_default_root()
 
     def _ids(self) -> list[str]:
         try:
@@ -193,14 +203,14 @@ class PrivateDocker:
 
     def _ours(self, pid: int) -> bool:
         """Whether that process is one of this rig: numbers are given anew."""
-        return pid > 0 and str(self.directory) in _command_line(pid)
+        return pid > 0 and str(self.directory) in command_line(pid)
 
     def _daemons(self) -> list[int]:
         """The daemon, its containerd and its shims: all have a private directory among their arguments."""
         own = [f"{self.directory}/", *([f"{self.exec_root}/"] if self.exec_root is not None else [])]
         found = []
-        for pid in _pids():
-            command = _command_line(pid)
+        for pid in pids():
+            command = command_line(pid)
             name = os.path.basename(command.partition("\0")[0])
             if any(path in command for path in own) and name in {
                 "dockerd",
@@ -357,96 +367,3 @@ def private_docker(directory: Path, *, as_default: bool = False) -> Iterator[Pri
     """The same as `with PrivateDocker(directory)`, for fixtures."""
     with PrivateDocker(directory, as_default=as_default) as docker:
         yield docker
-
-
-def _make_default_root() -> None:
-    """The directory to mount on, with a mark that it is ours to remove."""
-    try:
-        DEFAULT_ROOT.mkdir()
-    except FileExistsError:
-        return
-    os.setxattr(DEFAULT_ROOT, _MARK, b"1")
-
-
-def _remove_default_root() -> None:
-    """Unless somebody has mounted on it in another namespace: to remove it would unmount that."""
-    for pid in _pids():
-        try:
-            mounts = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace")
-        except OSError:
-            continue
-        if f" {DEFAULT_ROOT} " in mounts:
-            return
-    try:
-        os.getxattr(DEFAULT_ROOT, _MARK)
-        DEFAULT_ROOT.rmdir()
-    except OSError:
-        pass  # not ours, or not there any more
-
-
-def _pids() -> list[int]:
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def _command_line(pid: int) -> str:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        return "" if state == "Z" else Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except (OSError, IndexError):
-        return ""
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _processes_of(ids: Sequence[str]) -> list[int]:
-    """Processes in the cgroups of these containers."""
-    found = []
-    for pid in _pids() if ids else []:
-        try:
-            groups = Path(f"/proc/{pid}/cgroup").read_text()
-        except OSError:
-            continue
-        if any(container in groups for container in ids):
-            found.append(pid)
-    return found
-
-
-def _cgroups(container: str) -> list[Path]:
-    base = Path("/sys/fs/cgroup")
-    names = (f"docker/{container}", f"system.slice/docker-{container}.scope")
-    bases = [base, *(path for path in base.iterdir() if path.is_dir())] if base.is_dir() else []
-    return [path / name for path in bases for name in names if (path / name).is_dir()]
-
-
-def _thaw(container: str) -> None:
-    """A frozen process cannot even be killed."""
-    for path in _cgroups(container):
-        for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-            if (path / name).exists():
-                try:
-                    (path / name).write_text(value)
-                except OSError:
-                    continue
-
-
-def _remove_cgroups(container: str) -> None:
-    for path in _cgroups(container):
-        try:
-            path.rmdir()
-        except OSError:
-            continue
-
-
-def _mounts_below(directory: Path) -> list[str]:
-    found = []
-    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
-            if point.startswith(f"{directory}/"):
-                found.append(point)
-    return found

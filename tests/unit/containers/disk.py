@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from acquirers.base import Availability, Flag, Gap, Item, Member
 
+ROOT = "[root]/var/lib/docker"
+SECRET = b"root:$6$secret"
+"""What stands in files that nothing may lead to."""
 NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -202,3 +205,12 @@ def all_gaps(taken: dict[str, Taken]) -> list[Gap]:
 
 def all_flags(taken: dict[str, Taken]) -> list[Flag]:
     return [flag for one in taken.values() for flag in one.flags]
+
+
+def has_upper(one: Taken) -> bool:
+    return f"{ROOT}/overlay2/{hex_id('mount web')}/diff/content" in one.names()
+
+
+def has_logs(one: Taken) -> bool:
+    container = hex_id("container web")
+    return f"{ROOT}/containers/{container}/{container}-json.log" in one.names()

@@ -6,30 +6,27 @@ that is there is taken.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from acquirers.base import FlagKind, Gap, Reason, State
 from tests.unit.containers.disk import (
+    ROOT,
+    SECRET,
     Disk,
     Taken,
     all_flags,
     all_gaps,
+    has_logs,
+    has_upper,
     hex_id,
     probe,
     short,
     take,
     volume_mount,
 )
-
-ROOT = "[root]/var/lib/docker"
-SECRET = b"root:$6$secret"
 
 
 @pytest.fixture
@@ -55,15 +52,6 @@ def check(disk: Disk) -> tuple[dict[str, Taken], list[Gap]]:
 
 def web(taken: dict[str, Taken]) -> Taken:
     return next(one for path, one in taken.items() if hex_id("container web")[:12] in path)
-
-
-def has_upper(one: Taken) -> bool:
-    return f"{ROOT}/overlay2/{hex_id('mount web')}/diff/content" in one.names()
-
-
-def has_logs(one: Taken) -> bool:
-    container = hex_id("container web")
-    return f"{ROOT}/containers/{container}/{container}-json.log" in one.names()
 
 
 def sparse(path: Path, size: int = 1 << 30) -> None:
@@ -371,48 +359,3 @@ def test_an_area_that_is_a_file_or_a_fifo(disk: Disk) -> None:
         make(path)
     _, gaps = check(disk)
     assert b"/var/lib/docker/volumes" in {gap.where for gap in gaps}
-
-
-_NAMES = st.sampled_from(
-    ["config.v2.json", "hostconfig.json", "mount-id", "init-id", "parent", "lower", "link", "cache-id", "chain-parent"]
-)
-_CONTENTS = st.one_of(
-    st.binary(max_size=200),
-    st.text(max_size=100).map(str.encode),
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=20),
-        lambda inner: (
-            st.lists(inner, max_size=4)
-            | st.dictionaries(
-                st.sampled_from(
-                    ["ID", "Name", "Driver", "State", "Config", "MountPoints", "Running", "Pid", "Labels", "x"]
-                ),
-                inner,
-                max_size=5,
-            )
-        ),
-        max_leaves=20,
-    ).map(lambda value: json.dumps(value).encode()),
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.dictionaries(_NAMES, _CONTENTS, max_size=4))
-def test_whatever_the_records_say(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, bytes]) -> None:
-    disk = Disk(tmp_path_factory.mktemp("disk"))
-    (disk.root / "etc/shadow").write_bytes(SECRET)
-    disk.container("web")
-    places: dict[str, Callable[[], Path]] = {
-        "config.v2.json": lambda: disk.docker / "containers" / hex_id("container web") / "config.v2.json",
-        "hostconfig.json": lambda: disk.docker / "containers" / hex_id("container web") / "hostconfig.json",
-        "lower": lambda: disk.writable("web") / "lower",
-        "link": lambda: disk.writable("web") / "link",
-        "cache-id": lambda: disk.layerdb / "sha256" / hex_id("chain top") / "cache-id",
-        "chain-parent": lambda: disk.layerdb / "sha256" / hex_id("chain top") / "parent",
-    }
-    for name, content in changes.items():
-        places.get(name, lambda name=name: disk.mount_record("web") / name)().write_bytes(content)
-    taken = take(disk.host())
-    assert any(has_upper(one) for one in taken.values())
-    assert any(has_logs(one) for one in taken.values())
-    assert Reason.INTERNAL not in {gap.reason for gap in all_gaps(taken)}
