@@ -147,10 +147,26 @@ def mount(point: bytes, fstype: bytes, device: int = 1, inside: bytes = b"/") ->
     return Mount(7, 1, device, inside, point, b"rw", fstype, b"source", b"rw")
 
 
+class Mounted(Host):
+    """Shows the mounts that a test chose."""
+
+    shown: tuple[Mount, ...] = ()
+
+    @property
+    def mounts(self) -> list[Mount]:
+        return list(self.shown)
+
+
+def show_mounts(host: Host, mounts: list[Mount]) -> None:
+    host.__class__ = Mounted
+    assert isinstance(host, Mounted)
+    host.shown = tuple(mounts)
+
+
 def test_a_root_on_a_network_filesystem_is_a_gap_and_not_touched(root: Path) -> None:
     data_root(root, "var/lib/docker")
     host = dead(root)
-    host.__dict__["mounts"] = [mount(b"/var/lib/docker", b"nfs4")]
+    show_mounts(host, [mount(b"/var/lib/docker", b"nfs4")])
     found = find_roots(host)
     assert not found.roots
     assert [(gap.reason, gap.where) for gap in found.gaps] == [(Reason.NOT_CROSSED, b"/var/lib/docker")]
@@ -160,7 +176,7 @@ def test_a_root_on_a_network_filesystem_is_a_gap_and_not_touched(root: Path) -> 
 def test_a_mounted_overlay_tells_a_root_that_no_configuration_names(root: Path) -> None:
     data_root(root, "opt/hidden")
     host = dead(root)
-    host.__dict__["mounts"] = [mount(b"/opt/hidden/overlay2/" + b"a" * 64 + b"/merged", b"overlay")]
+    show_mounts(host, [mount(b"/opt/hidden/overlay2/" + b"a" * 64 + b"/merged", b"overlay")])
     assert paths(find_roots(host)) == [b"/opt/hidden"]
 
 
@@ -228,7 +244,7 @@ def test_a_daemon_in_another_mount_namespace_is_translated(root: Path) -> None:
     (root / "inner/var/lib").mkdir(parents=True)
     (root / "inner/var/lib/docker").symlink_to(there)
     host = machine.host()
-    host.__dict__["mounts"] = [mount(b"/", b"ext4", 99), mount(b"/disk", b"ext4", device)]
+    show_mounts(host, [mount(b"/", b"ext4", 99), mount(b"/disk", b"ext4", device)])
     found = find_roots(host)
     assert paths(found) == [b"/disk/docker"]
     assert not found.gaps
