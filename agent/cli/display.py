@@ -15,7 +15,7 @@ import msgspec
 
 from acquirers.base import Availability, Flag, Gap
 from agent import events
-from agent.cli.output import printable, size
+from agent.cli.output import printable, size, tell
 from agent.custody.manifest import put_bytes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Display(Protocol):
 @contextlib.contextmanager
 def make_display(*, as_json: bool) -> Iterator[Display]:
     """A live display on a terminal, JSON lines elsewhere and where asked for."""
-    if as_json or not sys.stderr.isatty():
+    if as_json or sys.stderr is None or not sys.stderr.isatty():
         yield JsonLines()
         return
     with LiveTable() as table:
@@ -76,11 +76,7 @@ class JsonLines:
                 return
         record: dict[str, object] = {"event": _name(event), "time": round(time.time(), 3)}
         record |= {one.name: _value(getattr(event, one.name)) for one in fields(event)}
-        try:
-            sys.stderr.write(msgspec.json.encode(record).decode("utf-8") + "\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            return
+        tell(msgspec.json.encode(record).decode("utf-8"))
 
 
 class LiveTable:
@@ -90,8 +86,6 @@ class LiveTable:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True, highlight=False, markup=False)
-        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._render)
         self._began = time.monotonic()
         self._head = ""
         self._done: list[events.ItemDone] = []
@@ -99,6 +93,9 @@ class LiveTable:
         self._item: events.ItemStarted | None = None
         self._item_began = self._began
         self._gaps = self._flags = self._plaintext = self._stored = self._members = self._items = 0
+        # Last: it asks for the first picture at once.
+        console = Console(stderr=True, highlight=False, markup=False)
+        self._live = Live(console=console, refresh_per_second=8, get_renderable=self._render)
 
     def __enter__(self) -> Self:
         self._live.start()

@@ -74,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _refuse(given, "interrupted", 3)
     except BrokenPipeError:
-        # Whoever read standard output has gone; there is nobody left to tell.
-        sys.stdout = None
+        sys.stdout = None  # whoever read it has gone; there is nobody left to tell
         return 3
     except Exception as error:  # noqa: BLE001 - the last word to a person is one line, whatever happened
         where = ""

@@ -46,18 +46,33 @@ def complain(message: str) -> None:
 
 
 def say(line: str) -> None:
-    """A line for a person, on standard error. Whoever has gone away is not told."""
+    """A line for a person, on standard error."""
+    tell("\n".join(printable(part) for part in line.split("\n")))
+
+
+def tell(text: str) -> None:
+    """Text and a newline on standard error. Whoever has gone away is not told, now or later, and nothing else ends."""
+    if sys.stderr is None:
+        return
     try:
-        sys.stderr.write("\n".join(printable(part) for part in line.split("\n")) + "\n")
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()
     except (OSError, ValueError):
-        return
+        sys.stderr = None  # else the interpreter complains of it with an exit code of its own
 
 
 def emit(result: dict[str, object]) -> None:
-    """The result: one compact JSON line on standard output, under `MAX_RESULT` characters."""
-    sys.stdout.write(compact(result) + "\n")
-    sys.stdout.flush()
+    """The result: one compact JSON line on standard output, under `MAX_RESULT` characters.
+
+    That nobody reads it changes nothing about what was done, nor the exit code.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(compact(result) + "\n")
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = None
 
 
 def compact(result: dict[str, object]) -> str:
