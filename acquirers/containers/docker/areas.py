@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
-from acquirers.containers.docker.layers import OVERLAYS
 from acquirers.containers.paths import mount_of, resolve, within
 from acquirers.containers.records import MalformedError, Records, TooManyNamesError
 
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from acquirers.host import Host
+
+OVERLAYS = ("overlay2", "fuse-overlayfs")
+"""Drivers whose directories are laid out as `layers` reads them."""
 
 _CONTAINER = re.compile(rb"[0-9a-f]{64}")
 _DRIVER = re.compile(rb"[a-z0-9][a-z0-9_-]{0,39}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Kind, Report
-from acquirers.containers.docker.layers import OVERLAYS
+from acquirers.containers.docker.areas import OVERLAYS
 from acquirers.containers.parts import Keep, Part, only, without
 from acquirers.containers.paths import mount_of, other_paths, within
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
+from acquirers.containers.docker.areas import OVERLAYS, Areas
 from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
-    from acquirers.containers.docker.areas import Areas
     from acquirers.containers.records import Records
-
-OVERLAYS = ("overlay2", "fuse-overlayfs")
-"""Drivers whose directories are laid out as this module reads them."""
 
 UNSUPPORTED = {
     "overlay": "the first overlay driver, removed from Docker 24: its layers are hard-linked copies",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from acquirers.containers.docker.layers import OVERLAYS
+from acquirers.containers.docker.areas import OVERLAYS
 from acquirers.mounts import parse_mountinfo
 
 if TYPE_CHECKING:

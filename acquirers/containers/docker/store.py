@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.docker import live
-from acquirers.containers.docker.areas import Areas
+from acquirers.containers.docker.areas import OVERLAYS, Areas
 from acquirers.containers.docker.config import (
     ContainerRecord,
     MountPoint,
     parse_config,
     parse_host_config,
 )
-from acquirers.containers.docker.layers import OVERLAYS, UNSUPPORTED, Layer, LayerStore, Writable
+from acquirers.containers.docker.layers import UNSUPPORTED, Layer, LayerStore, Writable
 from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
