@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_SEALED_TEXT = 8192
+"""Of one gap in a progress record, which is read whole. The manifest has every gap at any length."""
+
 
 class ItemReport:
     """Puts what an item tells into the manifest, counts it, and tells whoever watches. A `Report` (acquirers.base)."""
@@ -41,7 +44,7 @@ class ItemReport:
         record = gap_record(self.item, gap)
         if not self.item:
             record["acquirer"] = self._acquirer
-        if len(self.first_gaps) < MAX_SEALED_GAPS:
+        if len(self.first_gaps) < MAX_SEALED_GAPS and len(gap.where) + len(gap.detail) <= MAX_SEALED_TEXT:
             self.first_gaps.append(record)
         self._attempt.manifest.add(record)
         name = self.item or self._acquirer

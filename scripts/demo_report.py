@@ -64,7 +64,8 @@ def tell_processes(opened: Path) -> None:
 
     files = [record for record in records(opened / "snapshot" / "executables.jsonl") if record["type"] == "executable"]
     nameless = [record for record in files if record["deleted"]]
-    say("executables", f"{len(files)} different ones, {len(nameless)} of them without a name any more: taken whole")
+    taken = f"{len(nameless)} of them without a name any more: taken whole" if nameless else "all of them with a name"
+    say("executables", f"{len(files)} different ones, {taken}")
     tell_some([f"pid {file['pids'][0]} runs {file['path']}: {file.get('item', 'not taken')}" for file in nameless])
 
 

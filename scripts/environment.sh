@@ -17,7 +17,7 @@ distribution() { (. /etc/os-release 2>/dev/null && printf '%s %s' "${ID:-unknown
 
 # Whatever ends the script: what it started or put somewhere is taken away again. `clean` is the script's own.
 clean() { :; }
-trap 'status=$?; trap - EXIT; clean; allow_services; exit "$status"' EXIT
+trap 'status=$?; trap - EXIT; trap "" INT TERM HUP; clean; allow_services; exit "$status"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -70,6 +70,7 @@ install_packages() {
   fi
   # What has just been installed is not to run, now or after the next boot: tests and demo start their own daemon.
   if [ -z "$docker_was_there" ] && have dockerd && have systemctl; then
+    say "  docker is installed; its service is neither started nor enabled"
     systemctl disable docker.service docker.socket containerd.service >/dev/null 2>&1 || true
     if [ -d /run/systemd/system ]; then
       systemctl stop docker.socket docker.service containerd.service >/dev/null 2>&1 || true

@@ -6,6 +6,7 @@ import click
 
 from agent.cli import options
 from agent.cli.acquire import perform
+from agent.cli.output import say
 from agent.custody.resuming import next_attempt
 from agent.custody.signing import parse_signer
 
@@ -35,4 +36,9 @@ def command(source: str, signers: tuple[str, ...], recipients: tuple[str, ...], 
         job = next_attempt(stored, signers=pinned, recipients=recipients)
     finally:
         stored.close()
+    if not (signers or recipients):
+        say(
+            f"impound: sealing to {', '.join(job.recipients)}, as the plan stored there says: "
+            "--signer or --recipient refuses a plan that somebody else has put there"
+        )
     return perform(job, as_json=as_json)
