@@ -74,7 +74,9 @@ class Earlier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signers: list[str]
     whole: list[WholeObject]
     listed: list[Stored]
-    """Everything else that is in the store and stays: progress records, what earlier attempts closed, and strays."""
+    """What else is vouched for: progress records, and what the receipts of earlier attempts name."""
+    strays: list[Stored]
+    """What lies in the store and no signed record names."""
     progress: int
     """How many progress records there are."""
     progress_head: str
@@ -109,6 +111,7 @@ def validate(job: Job) -> Job:
     if job.version != 1:
         raise UsageError(f"the job has version {job.version}; this impound reads version 1")
     check_case(job.case)
+    check_destination_name(job.to)
     if job.selection.profile not in PROFILES:
         raise UsageError(f"there is no profile {job.selection.profile!r}: choose one of {', '.join(PROFILES)}")
     if job.selection.layers == "changed":
@@ -121,6 +124,16 @@ def validate(job: Job) -> Job:
     if not job.recipients:
         raise UsageError("no recipient: give --recipient age1… (`impound keygen` makes a key pair)")
     return job
+
+
+def check_destination_name(to: str) -> None:
+    """The form of a destination; whether it can be written to is the store's to say."""
+    try:
+        to.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("the destination has a name that is not UTF-8") from None
+    if not (to.startswith(("/", "s3://")) and to.isprintable()):
+        raise UsageError(f"the destination {to[:80]!r} is no absolute path without control characters")
 
 
 def check_case(case: str) -> str:

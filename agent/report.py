@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from acquirers.base import AcquirerError, Gap, Reason
 from agent import events
 from agent.custody.attempt import MAX_SEALED_GAPS, Counts
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_SEALED_TEXT = 8192
-"""Of one gap in a progress record, which is read whole. The manifest has every gap at any length."""
+MAX_SEALED_BYTES = 1 << 18
+"""Of gaps, encoded, in one progress record, which is read whole. The manifest has every gap at any length."""
 
 
 class ItemReport:
@@ -32,6 +34,7 @@ class ItemReport:
         self._acquirer = acquirer
         self.counts = Counts()
         self.first_gaps: list[dict[str, object]] = []
+        self._room = MAX_SEALED_BYTES
 
     def member(self, member: Member) -> None:
         self.counts.members += 1
@@ -44,7 +47,9 @@ class ItemReport:
         record = gap_record(self.item, gap)
         if not self.item:
             record["acquirer"] = self._acquirer
-        if len(self.first_gaps) < MAX_SEALED_GAPS and len(gap.where) + len(gap.detail) <= MAX_SEALED_TEXT:
+        size = len(msgspec.json.encode(record))
+        if len(self.first_gaps) < MAX_SEALED_GAPS and size <= self._room:
+            self._room -= size
             self.first_gaps.append(record)
         self._attempt.manifest.add(record)
         name = self.item or self._acquirer

@@ -67,7 +67,7 @@ class _Run:
         self._started = time.monotonic()
         earlier = job.earlier
         self._done = {one.object for one in earlier.whole} if earlier else set()
-        self._taken = {one.object for one in earlier.listed} if earlier else set()
+        self._taken = {one.object for one in (*earlier.listed, *earlier.strays)} if earlier else set()
         facts = prepared.host.facts
         self._machine = machine_of(prepared.host)
         if earlier and earlier.machine != self._machine:
@@ -101,6 +101,8 @@ class _Run:
             except ImpoundError as error:
                 out.error = error
                 out.outcome = "stopped" if isinstance(error, StoppedError) else "failed"
+            except Exception as error:  # noqa: BLE001 - whatever it is, what is stored is closed and says what it is
+                out.error = ImpoundError(f"a fault of impound itself: {type(error).__name__}: {error}")
             self._close(attempt)
         except StoreError as error:
             out.error, out.outcome = out.error or error, "failed"
@@ -212,6 +214,8 @@ class _Run:
                 attempt.manifest.add({"type": "earlier", **msgspec.to_builtins(one)})
             for stored in self._job.earlier.listed:
                 attempt.manifest.add({"type": "listed", **msgspec.to_builtins(stored)})
+            for stored in self._job.earlier.strays:
+                attempt.manifest.add({"type": "stray", **msgspec.to_builtins(stored)})
 
     def _take(self, store: Store, attempt: Attempt, acquirer: Acquirer, item: Item) -> None:
         """Acquires one item into one object."""

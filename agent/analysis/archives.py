@@ -6,13 +6,13 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from agent.analysis.opening import check_stream, read_sound_run, sealed_objects
-from agent.custody.plaintext import open_account, plaintext_of
+from agent.analysis.opening import plaintext, read_sound_run, sealed_objects
+from agent.custody.plaintext import open_account
 from agent.errors import SourceError, UsageError
 from agent.stores.directory import DirectorySource, find_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from agent.custody.plaintext import Account
     from agent.custody.stored import StoredRun
@@ -35,18 +35,20 @@ def _chosen(names: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def archives_of(source: str, identities: Sequence[Identity]) -> Iterator[Iterator[Iterator[bytes]]]:
+def archives_of(
+    source: str, identities: Sequence[Identity], *, signers: Collection[str] = (), receipts: Collection[str] = ()
+) -> Iterator[Iterator[Iterator[bytes]]]:
     """One stream of tar bytes per archive, in the order of their names. Raises `SourceError`, `UsageError`."""
     runs = find_runs(source)
     if len(runs) > 1:
         raise UsageError(f"there are {len(runs)} runs in {source!r}: name one")
-    sealed = bool(runs) and any(name.endswith(".age") for _, _, names in os.walk(runs[0]) for name in names)
+    sealed = bool(runs) and os.path.isdir(os.path.join(runs[0], "progress"))
     stored = DirectorySource(runs[0] if sealed else source)
     try:
         if sealed:
             if not identities:
                 raise UsageError("--identity FILE is missing: the private key that opens the evidence")
-            run = read_sound_run(stored)
+            run = read_sound_run(stored, signers=signers, receipts=receipts)
             account = open_account(run, identities)
             yield _sealed(run, account, identities)
         else:
@@ -62,7 +64,7 @@ def _sealed(run: StoredRun, account: Account, identities: Sequence[Identity]) ->
     objects = sealed_objects(run)
     for plain in _chosen(objects):
         name = objects[plain]
-        yield check_stream(name, plaintext_of(run, name, identities), account, run)
+        yield plaintext(run, name, identities, account)
 
 
 def _opened(stored: DirectorySource, name: str) -> Iterator[bytes]:

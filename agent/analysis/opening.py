@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from agent.custody.plaintext import open_account, plaintext_of
 from agent.custody.stored import read_run
+from agent.custody.verify import digest
 from agent.errors import DamagedError, SourceError, StoreError, StoreFullError, UsageError
 from agent.sealing import Unsealed
 from agent.stores.sealed import SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from agent.custody.plaintext import Account
     from agent.custody.stored import StoredRun
@@ -55,51 +56,58 @@ def prepare_output(path: str) -> int:
 
 
 def sealed_objects(run: StoredRun) -> dict[str, str]:
-    """The sealed objects of a run: plaintext name -> object name. Only what a signed record names."""
-    known = set(run.progress.digests) | {one.object for one in run.progress.whole}
-    if run.receipt is not None:
-        known |= {one.name for one in run.receipt.subject}
-    own = {
-        f"attempt-{number}/{stream}.jsonl{SUFFIX}"
-        for number in range(1, len(run.progress.plans) + 1)
-        for stream in ("manifest", "custody")
-    }
+    """What can be opened: plaintext name -> object name. Only what a signed record vouches for, there or missing."""
     return {
-        name.removesuffix(SUFFIX): name for name in sorted(known | own) if name.endswith(SUFFIX) and name in run.names
+        name.removesuffix(SUFFIX): name
+        for name in sorted(run.listed())
+        if name.endswith(SUFFIX) and name not in run.strays
     }
 
 
-def read_sound_run(source: Source) -> StoredRun:
-    """A run whose account holds. Raises `DamagedError`, `SourceError`."""
+def read_sound_run(source: Source, *, signers: Collection[str] = (), receipts: Collection[str] = ()) -> StoredRun:
+    """A run whose account holds, by one of the signers or receipts where they are given.
+
+    Raises `DamagedError`, `SourceError`.
+    """
     run = read_run(source)
     for problem in (run.progress.problem, run.receipt_problem):
         if problem:
             raise DamagedError(f"{source.location}: {problem}")
     if not run.progress.plans:
         raise SourceError(f"{source.location}: there is no run")
+    if (signers or receipts) and run.signer not in signers and run.receipt_sha256 not in receipts:
+        raise DamagedError(f"{source.location}: signed by {run.signer}, not as given")
     return run
 
 
-def check_stream(name: str, chunks: Iterator[bytes], account: Account, run: StoredRun) -> Iterator[bytes]:
-    """Passes plaintext on, and raises `DamagedError` at its end when it is not what the signed record says."""
-    state, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        state.update(chunk)
-        size += len(chunk)
-        yield chunk
+def check_object(run: StoredRun, name: str) -> None:
+    """Whether an object is there in the very bytes that were signed. Raises `DamagedError`, `SourceError`."""
+    size, sha256 = run.listed()[name]
+    if name not in run.names:
+        raise DamagedError(f"{name}: missing")
+    if run.names[name] != size or digest(run.source, name) != sha256:
+        raise DamagedError(f"{name}: changed: its bytes are not those that were signed")
+
+
+def plaintext(run: StoredRun, name: str, identities: Sequence[Identity], account: Account) -> Iterator[bytes]:
+    """The plaintext of an object that a signed record names; what it opens to is compared with that record at its end.
+
+    Raises `DamagedError`, `IdentityError`, `SourceError`.
+    """
     stored = account.stored.get(name)
-    if stored is not None:
-        expected = stored.plaintext_sha256
-    elif run.receipt is not None and name == f"attempt-{run.receipt.predicate.attempt}/manifest.jsonl{SUFFIX}":
-        expected = run.receipt.predicate.manifest_sha256
-    else:
-        return
-    if state.hexdigest() != expected:
+    if stored is None or name not in run.names or run.names[name] != run.listed()[name][0]:
+        # An attempt's own account, of which no record tells the plaintext: then the ciphertext must be the signed one.
+        check_object(run, name)
+    state = hashlib.sha256()
+    for chunk in plaintext_of(run, name, identities):
+        state.update(chunk)
+        yield chunk
+    if stored is not None and state.hexdigest() != stored.plaintext_sha256:
         raise DamagedError(f"{name} opens to other bytes than its record says")
 
 
 def open_run(
-    source: Source,
+    run: StoredRun,
     identities: Sequence[Identity],
     output: int,
     *,
@@ -112,7 +120,6 @@ def open_run(
     `only` are patterns for plaintext names; `byte_range` (first, last) takes that part of one object through its seek
     table. `after` is told each name that was written. Raises `IdentityError`, `DamagedError` for a broken account.
     """
-    run = read_sound_run(source)
     account = open_account(run, identities)
     opened = Opened(run.progress.plans[0].run, run.finished, sum(one.gaps for one in run.progress.whole))
     chosen = {
@@ -126,7 +133,7 @@ def open_run(
         raise UsageError(f"--range takes a part of one object, and {len(chosen)} match: name one with --only")
     for plain, name in chosen.items():
         if byte_range is None:
-            chunks = check_stream(name, plaintext_of(run, name, identities), account, run)
+            chunks = plaintext(run, name, identities, account)
         else:
             plain = f"{plain}.{byte_range[0]}-{byte_range[1]}"  # noqa: PLW2901 - the name of the part
             chunks = _part(run, name, identities, byte_range)
@@ -141,6 +148,7 @@ def open_run(
 
 
 def _part(run: StoredRun, name: str, identities: Sequence[Identity], part: tuple[int, int]) -> Iterator[bytes]:
+    check_object(run, name)  # a part opens to no digest that was signed: the whole object must be the signed one
     blob = run.source.open(name)
     try:
         unsealed = Unsealed(blob, identities)

@@ -26,8 +26,18 @@ KINDS = {"host": "one host.tar that dissect.target opens, with its containers as
 @click.argument("source", metavar="SRC|OPENED")
 @options.identity_option
 @click.option("--output", "-o", required=True, metavar="PATH", help="New file.")
+@options.signer_option
+@options.receipt_option
 @options.json_option
-def command(kind: str, source: str, identities: tuple[str, ...], output: str, as_json: bool) -> int:
+def command(
+    kind: str,
+    source: str,
+    identities: tuple[str, ...],
+    output: str,
+    signers: tuple[str, ...],
+    receipts: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Turn a run, sealed or opened, into what other tools read.
 
     \b
@@ -53,7 +63,8 @@ def command(kind: str, source: str, identities: tuple[str, ...], output: str, as
         if not as_json and left_out <= SHOWN:
             say(f"  {one}")
 
-    with archives_of(source, keys) as archives:
+    pinned, digests = options.parse_pins(signers, receipts)
+    with archives_of(source, keys, signers=pinned, receipts=digests) as archives:
         written = _write(
             output, join(archives, on_note=note, about=f"impound {__version__}: the archives of one run, joined")
         )

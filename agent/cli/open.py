@@ -11,7 +11,7 @@ import click
 
 from agent.cli import options
 from agent.cli.output import emit, printable, say, size
-from agent.errors import UsageError
+from agent.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from agent.analysis.opening import Opened
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only objects of this name, e.g. 'containers/*'.")
 @click.option("--range", "part", metavar="A-B", help="Only bytes A to B (both included) of the one object.")
 @click.option("--extract", is_flag=True, help="Unpack the archives, too.")
+@options.signer_option
+@options.receipt_option
 @options.json_option
 def command(
     source: str,
@@ -32,6 +34,8 @@ def command(
     only: tuple[str, ...],
     part: str | None,
     extract: bool,
+    signers: tuple[str, ...],
+    receipts: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Decrypt a run into a directory: each object under its own path, less `.zst.age`. Every byte is checked.
@@ -44,7 +48,7 @@ def command(
     \b
     Exit code: 0 done, 3 SRC cannot be read, 4 something is damaged, or no identity opens it.
     """
-    from agent.analysis.opening import open_run, prepare_output
+    from agent.analysis.opening import open_run, prepare_output, read_sound_run
 
     if not identities:
         raise UsageError("--identity FILE is missing: the private key that opens the evidence")
@@ -52,7 +56,9 @@ def command(
         raise UsageError("--range takes a part of an object, which cannot be unpacked")
     byte_range = _range(part)
     keys = options.read_identities(identities)
-    run = options.one_run(source)
+    pinned, digests = options.parse_pins(signers, receipts)
+    stored = options.one_run(source)
+    run = read_sound_run(stored, signers=pinned, receipts=digests)
     directory = prepare_output(output)
     unpacked = _Unpacker(directory, as_json=as_json) if extract else None
     try:
@@ -66,7 +72,7 @@ def command(
         )
     finally:
         os.close(directory)
-        run.close()
+        stored.close()
     if not as_json:
         _describe(opened, output)
     damaged = opened.damaged + (unpacked.failed if unpacked else [])
@@ -114,8 +120,7 @@ class _Unpacker:
         from agent.analysis.extract import extract
         from agent.errors import DamagedError
 
-        target = name.removesuffix(".tar")
-        os.mkdir(target, 0o700, dir_fd=self._directory)
+        target = self._make_directory(name.removesuffix(".tar"))
         into = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
@@ -127,6 +132,17 @@ class _Unpacker:
             self.failed.append((name, str(error)))
         finally:
             os.close(into)
+
+    def _make_directory(self, name: str) -> str:
+        """A new directory beside the archive: another object may have been opened under that name."""
+        for number in range(1, 1000):
+            target = name if number == 1 else f"{name}-{number}"
+            try:
+                os.mkdir(target, 0o700, dir_fd=self._directory)
+            except FileExistsError:
+                continue
+            return target
+        raise StoreError(f"there is no free name to unpack {name} under")
 
     def _tell(self, name: str, note: object) -> None:
         if not self._as_json:

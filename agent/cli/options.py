@@ -89,6 +89,24 @@ identity_option = click.option(
 )
 
 
+signer_option = click.option(
+    "--signer", "signers", multiple=True, metavar="KEY", help="The signer that must have signed (ed25519:…)."
+)
+receipt_option = click.option(
+    "--receipt-sha256", "receipts", multiple=True, metavar="HEX", help="The receipt that it must be."
+)
+
+
+def parse_pins(signers: Sequence[str], receipts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Signers and receipts that a person gives. Raises `UsageError`."""
+    from agent.custody.signing import parse_signer
+
+    digests = [text.strip().lower() for text in receipts]
+    if not all(re.fullmatch(r"[0-9a-f]{64}", text) for text in digests):
+        raise UsageError("--receipt-sha256 is 64 hex digits, as the result of `acquire` prints it")
+    return [parse_signer(text) for text in signers], digests
+
+
 def parse_case(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     return None if value is None else check_case(value)
 

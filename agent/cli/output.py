@@ -45,9 +45,9 @@ def complain(message: str) -> None:
     say(f"impound: {message}")
 
 
-def say(line: str) -> None:
-    """A line for a person, on standard error."""
-    tell("\n".join(printable(part) for part in line.split("\n")))
+def say(line: str = "") -> None:
+    """One line for a person, on standard error, whatever the names in it hold."""
+    tell(printable(line))
 
 
 def tell(text: str) -> None:
@@ -76,17 +76,27 @@ def emit(result: dict[str, object]) -> None:
 
 
 def compact(result: dict[str, object]) -> str:
-    """Long lists lose their last entries, and say so, until the line is short enough."""
-    short = dict(result)
+    """Long lists lose their last entries and long texts their ends, and it says so, until the line is short enough."""
+    short = {key: _encodable(value) for key, value in result.items()}
     while len(line := msgspec.json.encode(short).decode("utf-8")) >= MAX_RESULT:
-        lists = [(len(str(value)), key) for key, value in short.items() if isinstance(value, list) and value]
-        if not lists:
-            longest = max(short, key=lambda key: len(str(short[key])))
-            short[longest] = str(short[longest])[:200] + "…"
-            continue
-        _, key = max(lists)
-        value = short[key]
-        assert isinstance(value, list)  # noqa: S101 - chosen above
-        short[key] = value[: len(value) // 2]
         short["shortened"] = True
+        length, key = max((len(msgspec.json.encode(value)), key) for key, value in short.items())
+        value = short[key]
+        if isinstance(value, list) and value:
+            short[key] = value[: len(value) // 2]
+        elif isinstance(value, str) and length > 40:
+            short[key] = value[: len(value) // 2] + "…"
+        else:
+            del short[key]
     return line
+
+
+def _encodable(value: object) -> object:
+    """The same without lone surrogates, which stand for bytes of a name that are not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, list):
+        return [_encodable(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: _encodable(inner) for key, inner in value.items()}
+    return value

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from agent.cli import options
 from agent.cli.output import emit, printable, say, size
-from agent.custody.signing import parse_signer
-from agent.errors import IdentityError, SourceError, UsageError
+from agent.custody.verify import Finding
+from agent.errors import IdentityError, SourceError
 
 if TYPE_CHECKING:
     from agent.custody.verify import RunVerdict
+    from agent.sealing import Identity
 
 SHOWN = 20
 
@@ -20,8 +22,8 @@ SHOWN = 20
 @click.command("verify")
 @click.argument("source", metavar="SRC")
 @options.identity_option
-@click.option("--signer", "signers", multiple=True, metavar="KEY", help="The signer that must have signed (ed25519:…).")
-@click.option("--receipt-sha256", "receipts", multiple=True, metavar="HEX", help="The receipt that it must be.")
+@options.signer_option
+@options.receipt_option
 @options.json_option
 def command(
     source: str, identities: tuple[str, ...], signers: tuple[str, ...], receipts: tuple[str, ...], as_json: bool
@@ -38,38 +40,48 @@ def command(
     \b
     Exit code: 0 intact, 3 SRC cannot be read, 4 damaged or partial (the verdict says which).
     """
-    from agent.custody.verify import verify
-    from agent.stores.directory import DirectorySource, find_runs
+    from agent.stores.directory import find_runs
 
-    pinned = [parse_signer(text) for text in signers]
-    digests = [_digest(text) for text in receipts]
+    pinned, digests = options.parse_pins(signers, receipts)
     keys = options.read_identities(identities)
     runs = find_runs(source)
     if not runs:
         raise SourceError(f"there is no run in {source!r}")
-    verdicts = []
-    for path in runs:
-        stored = DirectorySource(path)
-        try:
-            verdict = verify(stored, signers=pinned, receipts=digests, identities=keys)
-        except IdentityError as error:
-            raise SourceError(f"{path}: none of the identities opens it: {error}") from error
-        finally:
-            stored.close()
-        verdicts.append(verdict)
+    verdicts = [_verify(path, pinned, digests, keys) for path in runs]
+    for verdict in verdicts:
         if not as_json:
             _describe(verdict)
     worst = max(verdicts, key=lambda verdict: (verdict.exit_code, verdict.verdict == "damaged"))
     code = worst.exit_code
-    emit(_result(verdicts[0], code) if len(verdicts) == 1 else _results(verdicts, worst, code))
+    missing = [one for one in (*pinned, *digests) if one not in {known for v in verdicts for known in v.pins}]
+    result = _result(verdicts[0], code) if len(verdicts) == 1 else _results(verdicts, worst, code)
+    if missing and code != 4:
+        # What was pinned and is not here was removed, or this is another place.
+        code = 4
+        result |= {"verdict": "damaged", "exit": code}
+    if missing:
+        result["not_found"] = missing
+        for one in missing:
+            say(f"  damaged      no run here is of {one}")
+    emit(result)
     return code
 
 
-def _digest(text: str) -> str:
-    text = text.strip().lower()
-    if len(text) != 64 or any(char not in "0123456789abcdef" for char in text):
-        raise UsageError("--receipt-sha256 is 64 hex digits, as the result of `acquire` prints it")
-    return text
+def _verify(path: str, signers: list[str], receipts: list[str], keys: list[Identity]) -> RunVerdict:
+    """The verdict on one run: whatever is wrong with it, the others get theirs, too."""
+    from agent.custody.verify import RunVerdict, Verdict, verify
+    from agent.stores.directory import DirectorySource
+
+    try:
+        stored = DirectorySource(path)
+        try:
+            return verify(stored, signers=signers, receipts=receipts, identities=keys)
+        finally:
+            stored.close()
+    except (SourceError, IdentityError) as error:
+        verdict = RunVerdict(path, Verdict.UNREADABLE)
+        verdict.findings.append(Finding(os.path.basename(path), str(error)))
+        return verdict
 
 
 def _describe(verdict: RunVerdict) -> None:
@@ -92,6 +104,8 @@ def _describe(verdict: RunVerdict) -> None:
         say(f"  damaged      … and {len(verdict.findings) - SHOWN} more")
     for name in verdict.missing:
         say(f"  missing      {name}")
+    for name in verdict.strays[:SHOWN]:
+        say(f"  stray        {name}: lay there when an attempt began; nobody vouches for it, and it is not opened")
     for name in verdict.unaccounted[:SHOWN]:
         say(f"  unaccounted  {printable(name)}: no signed record names it")
 
@@ -119,6 +133,8 @@ def _result(verdict: RunVerdict, code: int) -> dict[str, object]:
         result["findings"] = [{"name": one.name, "problem": one.problem} for one in verdict.findings]
     if verdict.missing:
         result["missing"] = verdict.missing
+    if verdict.strays:
+        result["strays"] = verdict.strays
     if verdict.unaccounted:
         result["unaccounted"] = verdict.unaccounted
     return result

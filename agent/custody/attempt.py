@@ -74,12 +74,13 @@ class Attempt:
         self.run, self.host, self.case = run, host, job.case
         self._store, self._recipients = store, recipients
         self._signers = list(earlier.signers) if earlier else []
+        self._strays = sorted(one.object for one in earlier.strays) if earlier else []
         self._seq = earlier.progress if earlier else 0
         self._prev = earlier.progress_head if earlier else ""
         self._subjects: list[Subject] = []
         self.counts = Counts()
         if earlier:
-            for stored in earlier.listed:
+            for stored in (*earlier.listed, *earlier.strays):
                 self._subject(stored.object, stored.size, stored.sha256)
             for one in earlier.whole:
                 self._subject(one.object, one.size, one.sha256)
@@ -198,6 +199,8 @@ class Attempt:
             custody_head=self.log.head,
             custody_lines=self.log.lines,
             earlier=self._signers,
+            finished=finished,
+            strays=self._strays,
         )
         subjects = sorted(self._subjects, key=lambda subject: subject.name)
         receipt = self.key.sign(STATEMENT_TYPE, Statement(STATEMENT, subjects, PREDICATE, acquisition))

@@ -7,6 +7,7 @@ It is a stream that stays open during the run; nothing is kept per member. Lines
 - `item`      an item begins; `member`, `gap` and `flag` lines that name it follow
 - `stored`    the item is an object: digests and sizes of plaintext and ciphertext, counts
 - `earlier`   an object that an attempt before left whole, with that attempt's sealed record of it
+- `listed`    what else earlier attempts left and signed; `stray` what lay there and nobody signed
 - `end`       once, last: totals. A manifest without it was cut
 
 Bytes from the machine stand as text where they are UTF-8; where they are not, `X` is a readable form and `X_b64` holds
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from acquirers.base import Flag, Gap, Member
 
 MAX_LINE = 16 << 20
+MAX_DEPTH = 12
 
 
 def put_bytes(record: dict[str, object], key: str, value: bytes) -> None:
@@ -39,8 +41,12 @@ def put_bytes(record: dict[str, object], key: str, value: bytes) -> None:
         record[key + "_b64"] = base64.b64encode(value).decode("ascii")
 
 
-def plain(value: object) -> object:
-    """A value of an item's `about`, with every `bytes` inside made JSON."""
+def plain(value: object, depth: int = MAX_DEPTH) -> object:
+    """A value of an item's `about`, with every `bytes` inside made JSON. What lies deeper than `depth` is left out."""
+    if isinstance(value, bytes):
+        return plain({"bytes": value}, depth)
+    if isinstance(value, (dict, list, tuple, set, frozenset)) and not depth:
+        return "left out: nested too deeply"
     if isinstance(value, dict):
         record: dict[str, object] = {}
         for key, inner in value.items():
@@ -48,12 +54,10 @@ def plain(value: object) -> object:
             if isinstance(inner, bytes):
                 put_bytes(record, name, inner)
             else:
-                record[name] = plain(inner)
+                record[name] = plain(inner, depth - 1)
         return record
-    if isinstance(value, bytes):
-        return plain({"bytes": value})
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(inner) for inner in value]
+        return [plain(inner, depth - 1) for inner in value]
     return value
 
 

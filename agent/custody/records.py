@@ -114,6 +114,31 @@ class Acquisition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     custody_lines: int
     earlier: list[str]
     """Signers of the attempts before, in order."""
+    finished: bool
+    """Whether this attempt ended the run: only then it is the run's receipt."""
+    strays: list[str]
+    """Objects that lay in the store when this attempt began and that no signed record named. Nobody vouches for what
+    they hold: they are listed so that they are seen, and nothing opens them."""
+
+
+_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SIGNER = re.compile(r"ed25519:[0-9a-f]{64}")
+OUTCOMES = ("complete", "gaps", "stopped", "failed")
+
+
+def is_sound(said: Acquisition) -> bool:
+    """Whether the fields are of the form that impound writes: what a stranger signed is printed, too."""
+    return (
+        _RUN.fullmatch(said.run) is not None
+        and all(len(text) <= 100 and _COMPONENT.fullmatch(text) for text in (said.case, said.host))
+        and said.outcome in OUTCOMES
+        and (not said.finished or said.outcome in OUTCOMES[:2])
+        and all(_SIGNER.fullmatch(signer) for signer in (said.signer, *said.earlier))
+        and all(len(text) <= 100 for text in (said.started, said.ended, said.tool, said.authority))
+        and 1 <= said.attempt <= 1_000_000
+        and min(said.items, said.members, said.gaps, said.flags, said.custody_lines) >= 0
+        and said.strays == sorted(set(said.strays))
+    )
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,6 +39,10 @@ def next_attempt(source: Source, *, signers: Collection[str], recipients: Collec
         raise DamagedError(f"{source.location} is damaged and is not added to: {first.name}: {first.problem}")
     sweep_partials(source.location)
     run = read_run(source)
+    ahead = f"attempt-{len(run.progress.plans) + 1}/"
+    for name in sorted(run.names):
+        if name.startswith(ahead):
+            raise DamagedError(f"{source.location}: {name} is there, although no such attempt began")
     first_plan = run.progress.plans[0]
     job = first_plan.job
     if recipients and {parse_recipient(text).text for text in recipients} != set(job.recipients):
@@ -58,8 +62,10 @@ def _earlier(run: StoredRun) -> Earlier:
         for one in run.progress.whole
     ]
     taken = {one.object for one in whole}
-    listed = [
-        Stored(name, size, digest(run.source, name)) for name, size in sorted(run.names.items()) if name not in taken
+    vouched = run.listed()
+    listed = [Stored(name, size, sha256) for name, (size, sha256) in sorted(vouched.items()) if name not in taken]
+    strays = [
+        Stored(name, size, digest(run.source, name)) for name, size in sorted(run.names.items()) if name not in vouched
     ]
     return Earlier(
         run=plans[0].run,
@@ -69,6 +75,7 @@ def _earlier(run: StoredRun) -> Earlier:
         signers=[plan.signer for plan in plans],
         whole=whole,
         listed=listed,
+        strays=strays,
         progress=len(run.progress.digests),
         progress_head=run.progress.head,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent.custody.attempt import RECEIPT, progress_name
 from agent.custody.canonical import decode
-from agent.custody.records import PREDICATE, STATEMENT, Plan, Statement, Whole, is_object_name, parse_record
+from agent.custody.records import PREDICATE, STATEMENT, Plan, Statement, Whole, is_object_name, is_sound, parse_record
 from agent.custody.signing import PROGRESS_TYPE, STATEMENT_TYPE, open_envelope
 from agent.errors import DamagedError, SourceError
 from agent.stores.directory import PARTIAL
@@ -99,7 +99,8 @@ def parse_receipt(data: bytes, what: str = RECEIPT) -> tuple[Statement, str]:
         statement.kind == STATEMENT
         and statement.predicate_type == PREDICATE
         and statement.predicate.signer == signer
-        and statement.predicate.attempt >= 1
+        and is_sound(statement.predicate)
+        and set(statement.predicate.strays) <= set(names)
         and names == sorted(set(names))
         and all(is_object_name(name) and name != RECEIPT for name in names)
         and all(_HEX.fullmatch(one.digest.sha256) and one.annotations.size >= 0 for one in statement.subject)
@@ -122,8 +123,11 @@ class StoredRun:
     """Leavings of writers that died, on filesystems without unnamed files."""
     progress: Progress
     receipt: Statement | None = None
+    """Of the run: that of the attempt which finished it."""
     receipt_sha256: str = ""
     receipt_problem: str = ""
+    receipts: dict[int, tuple[Statement, int, str]] = field(default_factory=dict)
+    """Of attempts, signed by the key that the attempt's plan names: attempt -> statement, size and SHA-256 of it."""
 
     @property
     def finished(self) -> bool:
@@ -134,6 +138,26 @@ class StoredRun:
         if self.receipt is not None:
             return self.receipt.predicate.signer
         return self.progress.plans[-1].signer if self.progress.plans else ""
+
+    @property
+    def strays(self) -> frozenset[str]:
+        """Objects that the receipt lists without vouching for what they hold."""
+        return frozenset(self.receipt.predicate.strays) if self.receipt is not None else frozenset()
+
+    def listed(self) -> dict[str, tuple[int, str]]:
+        """What must be there, byte for byte: name -> size, SHA-256."""
+        if self.receipt is not None:
+            return {one.name: (one.annotations.size, one.digest.sha256) for one in self.receipt.subject}
+        listed = dict(self.progress.digests)
+        listed |= {one.object: (one.size, one.sha256) for one in self.progress.whole}
+        for number, (statement, size, sha256) in self.receipts.items():
+            listed |= {one.name: (one.annotations.size, one.digest.sha256) for one in statement.subject}
+            listed[receipt_name(number)] = size, sha256
+        return listed
+
+
+def receipt_name(attempt: int) -> str:
+    return f"attempt-{attempt}/{RECEIPT}"
 
 
 def read_run(source: Source) -> StoredRun:
@@ -149,16 +173,39 @@ def read_run(source: Source) -> StoredRun:
         else:
             strange.append(listed.name)
     run = StoredRun(source, names, strange, partials, read_progress(source, names))
-    if run.finished:
-        try:
-            data = read_whole(source, RECEIPT, MAX_RECEIPT)
-            run.receipt_sha256 = hashlib.sha256(data).hexdigest()
-            run.receipt, _ = parse_receipt(data)
-            own = f"attempt-{run.receipt.predicate.attempt}/{RECEIPT}"
-            if own not in names or read_whole(source, own, MAX_RECEIPT) != data:
-                run.receipt_problem = f"{own}: missing, or not the same as {RECEIPT}"
-        except DamagedError as error:
-            run.receipt_problem = str(error)
-    elif not run.progress.digests and not names:
+    _read_receipts(run)
+    if not run.finished and not run.progress.digests and not names:
         raise SourceError(f"{source.location}: there is no run")
     return run
+
+
+def _read_receipts(run: StoredRun) -> None:
+    plans = run.progress.plans
+    try:
+        for number, plan in enumerate(plans, 1):
+            if (name := receipt_name(number)) in run.names:
+                data = read_whole(run.source, name, MAX_RECEIPT)
+                statement = _receipt_of(plan, number, data, name)
+                run.receipts[number] = statement, len(data), hashlib.sha256(data).hexdigest()
+        if not run.finished:
+            return
+        data = read_whole(run.source, RECEIPT, MAX_RECEIPT)
+        run.receipt_sha256 = hashlib.sha256(data).hexdigest()
+        run.receipt, _ = parse_receipt(data)
+        attempt = run.receipt.predicate.attempt
+        own = receipt_name(attempt)
+        if not run.receipt.predicate.finished:
+            run.receipt_problem = f"{RECEIPT}: is of an attempt that did not finish the run"
+        elif own not in run.names or read_whole(run.source, own, MAX_RECEIPT) != data:
+            run.receipt_problem = f"{own}: missing, or not the same as {RECEIPT}"
+    except DamagedError as error:
+        run.receipt_problem = str(error)
+
+
+def _receipt_of(plan: Plan, attempt: int, data: bytes, name: str) -> Statement:
+    """The receipt of one attempt, by the key that its plan names. Raises `DamagedError`."""
+    statement, signer = parse_receipt(data, name)
+    said = statement.predicate
+    if (signer, said.run, said.attempt) != (plan.signer, plan.run, attempt):
+        raise DamagedError(f"{name}: is not of this attempt")
+    return statement

@@ -36,6 +36,7 @@ class Verdict(enum.StrEnum):
     INTACT = "intact"
     PARTIAL = "partial"
     DAMAGED = "damaged"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class RunVerdict:
     host: str = ""
     attempt: int = 0
     signer: str = ""
+    signers: list[str] = field(default_factory=list)
+    """Of all attempts."""
     signer_known: bool = False
     receipt_sha256: str = ""
     outcome: str = ""
@@ -70,6 +73,8 @@ class RunVerdict:
     missing: list[str] = field(default_factory=list)
     unaccounted: list[str] = field(default_factory=list)
     """Of a partial run: objects that no signed record names."""
+    strays: list[str] = field(default_factory=list)
+    """Objects that the receipt lists, and that nobody vouches for."""
     findings: list[Finding] = field(default_factory=list)
 
     def damage(self, name: str, problem: str) -> None:
@@ -79,7 +84,12 @@ class RunVerdict:
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.verdict is Verdict.INTACT else 4
+        return {Verdict.INTACT: 0, Verdict.UNREADABLE: 3}.get(self.verdict, 4)
+
+    @property
+    def pins(self) -> set[str]:
+        """What a person could pin this run by: its receipt, and the signers of all its attempts."""
+        return {self.receipt_sha256, self.signer, *self.signers}
 
     @property
     def words(self) -> str:
@@ -101,7 +111,7 @@ def verify(
     run = read_run(source)
     verdict = RunVerdict(source.location)
     _head(run, verdict, signers, receipts)
-    expected = _expected(run)
+    expected = run.listed()
     for name in run.strange:
         verdict.damage(name, "added: not an object that impound writes")
     if run.progress.problem:
@@ -125,7 +135,8 @@ def verify(
 def _head(run: StoredRun, verdict: RunVerdict, signers: Collection[str], receipts: Collection[str]) -> None:
     """Who, when, under which key, and whether that key is the one that was pinned."""
     plans = run.progress.plans
-    verdict.signer, verdict.receipt_sha256 = run.signer, run.receipt_sha256
+    verdict.signer, verdict.receipt_sha256, verdict.strays = run.signer, run.receipt_sha256, sorted(run.strays)
+    verdict.signers = [plan.signer for plan in plans]
     if plans:
         verdict.run, verdict.case, verdict.host, verdict.attempt = (
             plans[0].run,
@@ -170,15 +181,6 @@ def _is_uuid(text: str) -> bool:
         return str(UUID(text)) == text
     except ValueError:
         return False
-
-
-def _expected(run: StoredRun) -> dict[str, tuple[int, str]]:
-    """What must be there: name -> size, SHA-256."""
-    if run.receipt is not None:
-        return {one.name: (one.annotations.size, one.digest.sha256) for one in run.receipt.subject}
-    expected = dict(run.progress.digests)
-    expected |= {one.object: (one.size, one.sha256) for one in run.progress.whole}
-    return expected
 
 
 def _partial(run: StoredRun, verdict: RunVerdict, expected: dict[str, tuple[int, str]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARTIAL = ".partial-"
+_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_DEPTH = 32
 
 
@@ -78,6 +80,7 @@ class DirectoryUpload:
         self._directory, self._name, self._leaf = directory, name, leaf
         self._partial = ""
         try:
+            os.stat("/proc/self/fd")  # an unnamed file gets its name through it
             self._fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
         except OSError as error:
             if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}:
@@ -256,16 +259,19 @@ def find_runs(path: str) -> list[str]:
 
 
 def _find(path: str, depth: int, runs: list[str]) -> None:
+    """A run is known by its id, or by its account where it was renamed; hosts and cases may be called anything else."""
+    if _RUN.fullmatch(os.path.basename(path)) or any(
+        os.path.isfile(os.path.join(path, name)) for name in ("receipt.json", "progress/000000.json")
+    ):
+        runs.append(path)
+        return
     try:
         with os.scandir(path) as entries:
-            names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except OSError as error:
         raise SourceError(f"{path!r} cannot be read: {error.strerror}") from error
-    if "receipt.json" in names or names.get("progress") or any(name.startswith("attempt-") for name in names):
-        runs.append(path)
-    elif depth:
-        for name in sorted(name for name, directory in names.items() if directory):
-            _find(os.path.join(path, name), depth - 1, runs)
+    for name in names if depth else ():
+        _find(os.path.join(path, name), depth - 1, runs)
 
 
 def sweep_partials(path: str) -> None:
