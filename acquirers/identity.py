@@ -6,10 +6,13 @@ a run on any other machine sends no packet; every request has a short deadline, 
 
 from __future__ import annotations
 
+import errno
 import http.client
+import io
 import json
 import os
 import re
+import socket
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -40,20 +43,52 @@ def on_ec2() -> bool:
 
 
 def _ask(address: tuple[str, int], method: str, path: str, headers: Mapping[str, str], until: float) -> bytes | None:
-    """One bounded HTTP answer, or None. Follows no redirect and reads no proxy setting."""
+    """The body of one bounded HTTP answer, or None. Follows no redirect and reads no proxy setting.
+
+    The deadline is of the whole exchange: a service that sends a byte now and then gains nothing.
+    """
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {address[0]}", "Connection: close"]
+    lines += [f"{key}: {value}" for key, value in headers.items()]
+    try:
+        data = _exchange(address, ("\r\n".join(lines) + "\r\n\r\n").encode("ascii"), until)
+        answer = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+        answer.begin()
+        return answer.read() if answer.status == 200 else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _exchange(address: tuple[str, int], request: bytes, until: float) -> bytes:
+    """What is answered until the other side closes. Raises `OSError` beyond `until` and `MAX_ANSWER`."""
+    with socket.create_connection(address, timeout=_left(until)) as connection:
+        connection.settimeout(_left(until))
+        connection.sendall(request)
+        data = b""
+        while True:
+            connection.settimeout(_left(until))
+            piece = connection.recv(65536)
+            if not piece:
+                return data
+            data += piece
+            if len(data) > MAX_ANSWER:
+                raise OSError(errno.EFBIG, "an answer that is too long")
+
+
+def _left(until: float) -> float:
     left = until - time.monotonic()
     if left <= 0:
-        return None
-    connection = http.client.HTTPConnection(*address, timeout=left)
-    try:
-        connection.request(method, path, headers=dict(headers))
-        answer = connection.getresponse()
-        body = answer.read(MAX_ANSWER + 1)
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-    return body if answer.status == 200 and len(body) <= MAX_ANSWER else None
+        raise TimeoutError(errno.ETIMEDOUT, "the deadline has passed")
+    return left
+
+
+class _Received:
+    """What `http.client` reads an answer from, once it is there as a whole."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
 
 
 def ec2(address: tuple[str, int] = IMDS, deadline_s: float = DEADLINE_S) -> dict[str, object]:

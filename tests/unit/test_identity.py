@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, ClassVar
@@ -93,6 +94,31 @@ def test_a_slow_or_endless_service_costs_no_more_than_the_deadline(service: tupl
     Metadata.delay = 0
     Metadata.answers["/latest/dynamic/instance-identity/document"] = b"x" * (identity.MAX_ANSWER + 1)
     assert identity.ec2(service) == {}
+
+
+def test_a_service_that_drips_costs_no_more_than_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stop = threading.Event()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while not stop.wait(0.05):
+                    try:
+                        connection.sendall(b"x")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        found = identity.ecs({"ECS_CONTAINER_METADATA_URI_V4": f"http://127.0.0.1:{server.getsockname()[1]}/v4/x"}, 0.4)
+        took = time.monotonic() - began
+        stop.set()
+        thread.join()
+    assert found == {}
+    assert took < 1.5
 
 
 def test_ecs_is_asked_at_its_own_address_only(service: tuple[str, int]) -> None:
