@@ -234,4 +234,6 @@ def reason_of(error: OSError) -> Reason:
         return Reason.DENIED
     if error.errno in {errno.ENOENT, errno.ESTALE, errno.ESRCH, errno.ENOTDIR}:
         return Reason.VANISHED
+    if error.errno == errno.EREMOTE:  # `acquirers.root.ForeignMountError`
+        return Reason.NOT_CROSSED
     return Reason.IO_ERROR

@@ -38,9 +38,9 @@ class Host(Root):
     """The examined machine: its root, its /proc where it is alive, what is mounted, and what it says of itself."""
 
     def __init__(self, mode: Mode, root: bytes = b"/", proc: bytes | None = b"/proc") -> None:
-        super().__init__(root)
         self.mode = mode
         self.proc = None if mode is Mode.DEAD else proc
+        super().__init__(root)
 
     @property
     def live(self) -> bool:
@@ -54,12 +54,11 @@ class Host(Root):
 
     def tree(self, path: bytes, *, recursive: bool = False) -> Tree:
         """The directory `path`, opened for a faithful walk."""
-        fd = self.open_path(path)
+        place = self.follow(path)
         try:
-            real = self.native(path)
-            return open_tree(fd, path, recursive=recursive, mounts=self._mounts_below(real, path))
+            return open_tree(place.fd, path, recursive=recursive, mounts=self._mounts_below(place.native, path))
         finally:
-            os.close(fd)
+            os.close(place.fd)
 
     # -- mounts -------------------------------------------------------------------------------------------------------
 
@@ -73,6 +72,12 @@ class Host(Root):
             return own
         inside = mounts_module.below(own, self.root)
         return [_moved(mount, point[len(self.root) :]) for point, mount in inside.items()]
+
+    def _mount(self, mount_id: int) -> Mount | None:
+        found = super()._mount(mount_id)
+        if found is None and self.mode is Mode.LIVE_ROOT:  # its root may have been opened by way of /proc/1/root
+            found = mounts_module.find_mount(self.read_proc(b"1/mountinfo"), mount_id)
+        return found
 
     def _mounts_below(self, real: bytes, path: bytes) -> dict[bytes, Mount]:
         """Mounts below the real directory, named as a walk that starts at `path` names them."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 LOCAL = frozenset(
     b"ext2 ext3 ext4 xfs btrfs f2fs tmpfs ramfs overlay erofs squashfs vfat exfat zfs iso9660 reiserfs jfs".split()
 )
-"""Filesystems whose reads return: a disk or memory of this machine."""
+"""Filesystems whose reads return: a disk or memory of this machine; an overlay, if its layers do (`Mount.local`).
+
+Nobody tells that the disk is a loop or device-mapper device whose image lies on a filesystem that does not answer.
+"""
 
 KERNEL = frozenset(
     b"proc sysfs cgroup cgroup2 devpts devtmpfs mqueue tracefs debugfs securityfs bpf pstore binfmt_misc configfs "
@@ -20,6 +24,11 @@ KERNEL = frozenset(
 )
 """Views of the kernel, not files that anybody stored."""
 
+PASSABLE = KERNEL - {b"autofs"}
+"""Those in which a name can be looked up without waiting for anybody: autofs asks its daemon."""
+
+_OVERLAY = b"overlay"
+_LAYERS = frozenset({b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir", b"workdir"})
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _MAX_LINES = 100_000
 
@@ -39,10 +48,13 @@ class Mount:
     source: bytes
     super_options: bytes
     """As it stands, escapes included: commas inside values are escaped, those between options are not."""
+    among: Sequence[Mount] = field(default=(), repr=False, compare=False)
+    """The list that it stands in."""
 
     @property
     def local(self) -> bool:
-        return self.fstype in LOCAL
+        """Whether its reads return: of an overlay, only when all its layers lie on mounts of which that is true."""
+        return self.fstype in LOCAL and (self.fstype != _OVERLAY or _on_local_layers(self))
 
     @property
     def kernel(self) -> bool:
@@ -56,6 +68,52 @@ class Mount:
                 return _unescape(value)
         return None
 
+    def layers(self) -> Iterator[bytes]:
+        """The directories that an overlay is made of, as they were named when it was mounted."""
+        for part in self.super_options.split(b","):
+            key, _, value = part.partition(b"=")
+            if key in _LAYERS:
+                yield from filter(None, _unescape(value).split(b":"))
+
+
+def _on_local_layers(overlay: Mount) -> bool:
+    """As far as their names tell, which is what is mounted there now.
+
+    What is mounted at the root holds all the rest, and is not asked for its layers: in a container it is an overlay,
+    and they lie out of sight.
+    """
+    points: dict[bytes, list[Mount]] = {}
+    for mount in overlay.among:
+        points.setdefault(mount.point, []).append(mount)
+    root = {mount.device for mount in points.get(b"/", ())}
+    todo, judged = [overlay], {overlay.mount_id}
+    while todo:
+        mount = todo.pop()
+        if mount.fstype not in LOCAL:
+            return False
+        if mount.fstype != _OVERLAY or mount.device in root:
+            continue
+        layers = list(mount.layers())
+        for layer in layers:
+            # A backslash stands before a colon that is part of a name; nobody who has one here is an ordinary host.
+            below = _lies_on(layer, points, mount) if layer.startswith(b"/") and b"\\" not in layer else []
+            if not below:
+                return False
+            todo += [found for found in below if found.mount_id not in judged]
+            judged.update(found.mount_id for found in below)
+        if not layers:
+            return False
+    return True
+
+
+def _lies_on(path: bytes, points: dict[bytes, list[Mount]], overlay: Mount) -> list[Mount]:
+    """All that is mounted at the deepest mount point on the way to `path`, but for an overlay over its own layers."""
+    path = os.path.normpath(b"/" + path.lstrip(b"/"))
+    for point in (path, *_above(path)):
+        if found := [mount for mount in points.get(point, ()) if mount.mount_id != overlay.mount_id]:
+            return found
+    return []
+
 
 def _unescape(field: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
@@ -63,7 +121,7 @@ def _unescape(field: bytes) -> bytes:
 
 def parse_mountinfo(data: bytes) -> list[Mount]:
     """All lines that are well-formed; a line that is not is left out."""
-    mounts = []
+    mounts: list[Mount] = []
     for line in data.split(b"\n")[:_MAX_LINES]:
         left, dash, right = line.partition(b" - ")
         fields, rest = left.split(b" "), right.split(b" ")
@@ -83,9 +141,20 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
                 fstype=rest[0],
                 source=_unescape(rest[1]),
                 super_options=rest[2],
+                among=mounts,
             )
         )
     return mounts
+
+
+def find_mount(data: bytes, mount_id: int) -> Mount | None:
+    """The line with that id. Of a long list no other line is looked at, if this one is no overlay."""
+    line = re.search(rb"^%d .*$" % mount_id, data, re.MULTILINE)
+    if line is None:
+        return None
+    if _OVERLAY in line[0]:
+        return next((mount for mount in parse_mountinfo(data) if mount.mount_id == mount_id), None)
+    return next(iter(parse_mountinfo(line[0])), None)
 
 
 def below(mounts: list[Mount], path: bytes) -> dict[bytes, Mount]:

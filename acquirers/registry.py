@@ -49,8 +49,10 @@ _COMPANIONS = {"snapshot.executables": "snapshot.processes"}
 
 
 def _matches(name: str, selector: str) -> bool:
-    name = _COMPANIONS.get(name, name)
-    return not selector or name == selector or name.startswith(selector + ".")
+    if not selector or name == selector or name.startswith(selector + "."):
+        return True
+    principal = _COMPANIONS.get(name)
+    return principal is not None and _matches(principal, selector)
 
 
 def _check(selector: str, known: list[str]) -> None:
@@ -64,7 +66,7 @@ def _check(selector: str, known: list[str]) -> None:
 def select(profile: str, only: list[str], skip: list[str]) -> list[Acquirer]:
     """The acquirers that a job asks for. Raises `UnknownAcquirerError`."""
     found = acquirers()
-    known = [acquirer.name for acquirer in found if acquirer.name not in _COMPANIONS]
+    known = [acquirer.name for acquirer in found]
     for selector in (*only, *skip):
         _check(selector, known)
     wanted = only or list(_PROFILES[profile])

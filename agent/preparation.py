@@ -14,8 +14,9 @@ from acquirers.base import Acquirer, Availability, Layers, Scope, State
 from acquirers.host import Host, Mode, NotARootError
 from acquirers.inside import in_container
 from agent.errors import UsageError
+from agent.place import check_outside
 from agent.sealing import parse_recipient
-from agent.stores.directory import check_destination
+from agent.stores.directory import check_destination, check_outside_runs
 
 if TYPE_CHECKING:
     from agent.job import Job, Selection, Where
@@ -87,6 +88,9 @@ def _check_selectors(scope: Scope, probes: tuple[tuple[Acquirer, Availability], 
             if subject.kind == "container"
         )
         there = ", ".join(known[:20]) + (" …" if len(known) > 20 else "") if known else "none"
+        blind = [availability for _, availability in probes if availability.state is State.UNAVAILABLE]
+        if blind:
+            there += f"; not all could be looked at: {blind[0].reason}; {blind[0].remedy}".rstrip("; ")
         raise UsageError(f"there is no container {missing[0]!r}; containers here: {there}")
 
 
@@ -104,31 +108,8 @@ def check_place(job: Job, prepared: Prepared) -> None:
     if job.to.startswith("s3://"):
         raise UsageError("this version stores into a directory only: --to DIR")
     check_destination(job.to)
-    above = set(_above(job.to))
+    check_outside_runs(job.to)
     trees = [tree for _, availability in prepared.probes for tree in availability.reads]
     if prepared.host.mode in {Mode.DEAD, Mode.LIVE_ROOT}:
         trees.append(prepared.host.root)
-    for tree in trees:
-        try:
-            found = os.stat(tree)
-        except OSError:
-            continue
-        if (found.st_dev, found.st_ino) in above:
-            raise UsageError(
-                f"the destination {job.to!r} lies inside {os.fsdecode(tree)!r}, which is evidence: choose another place"
-            )
-
-
-def _above(to: str) -> list[tuple[int, int]]:
-    """(device, inode) of the destination and every directory above it, as far as they are there."""
-    found = []
-    path = os.path.realpath(to)
-    while True:
-        try:
-            status = os.stat(path)
-            found.append((status.st_dev, status.st_ino))
-        except OSError:
-            pass
-        if path == "/":
-            return found
-        path = os.path.dirname(path)
+    check_outside(job.to, trees)

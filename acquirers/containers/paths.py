@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
 
     from acquirers.host import Host
     from acquirers.mounts import Mount
-
-_MAX_LINKS = 40
 
 
 def within(path: bytes, directory: bytes) -> bool:
@@ -39,37 +36,7 @@ def other_paths(mounts: Iterable[Mount], mount: Mount) -> Iterator[bytes]:
 
 
 def resolve(host: Host, path: bytes) -> tuple[bytes, list[bytes]]:
-    """`path` with every link followed inside the machine, and the native paths of these links. Raises `OSError`.
-
-    Other than `Host.native` it needs neither /proc nor a root that is itself free of links.
-    """
-    todo = [part for part in reversed(path.split(b"/")) if part not in {b"", b"."}]
-    here: list[bytes] = []
-    links: list[bytes] = []
-    while todo:
-        part = todo.pop()
-        if part == b"..":
-            here = here[:-1]
-            continue
-        try:
-            target = _read_link(host, b"/" + b"/".join(here), part)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: no link
-                raise
-            here.append(part)
-            continue
-        links.append(b"/" + b"/".join([*here, part]))
-        if len(links) > _MAX_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if target.startswith(b"/"):
-            here = []
-        todo += [part for part in reversed(target.split(b"/")) if part not in {b"", b"."}]
-    return b"/" + b"/".join(here), links
-
-
-def _read_link(host: Host, directory: bytes, name: bytes) -> bytes:
-    fd = host.open_path(directory)
-    try:
-        return os.readlink(name, dir_fd=fd)
-    finally:
-        os.close(fd)
+    """`path` with every link followed inside the machine, and the native paths of these links. Raises `OSError`."""
+    place = host.follow(path)
+    os.close(place.fd)
+    return place.native, place.links

@@ -13,10 +13,13 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from acquirers import syscalls
 from acquirers.base import Reason, reason_of
+
+if TYPE_CHECKING:
+    from acquirers.files.tree import Tree
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +38,7 @@ _LOCAL = frozenset({
     0xF2F52010,  # f2fs
     0x01021994,  # tmpfs
     0x858458F6,  # ramfs
-    0x794C7630,  # overlay
+    0x794C7630,  # overlay, as far as `mounts` lets a path lead onto it
     0xE0F5E1E2,  # erofs
     0x73717368,  # squashfs
     0x4D44,  # vfat
@@ -176,3 +179,14 @@ def guard_for(fd: int, deadline: float = DEADLINE) -> Guard:
         return guard
     guard.close()
     return Direct()
+
+
+def guard_of(tree: Tree, deadline: float = DEADLINE) -> Guard:
+    """How a tree is to be called.
+
+    Where an overlay is part of it, never directly: what it says of its layers was true when it was mounted, and one that
+    was unmounted since is still in use.
+    """
+    if tree.recursive and any(mount.fstype == b"overlay" for mount in tree.mounts.values()):
+        return Deadlined(deadline)
+    return guard_for(tree.fd, deadline)

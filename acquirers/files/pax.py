@@ -241,4 +241,4 @@ def _with_size(block: bytes, size: int) -> bytes:
 
 def device_fits(device: tuple[int, int]) -> bool:
     """Whether the device numbers can stand in the ustar block: 21 bits each. Linux has 12 and 20 of its own."""
-    return max(device) <= _FIELD_ID
+    return min(device) >= 0 and max(device) <= _FIELD_ID

@@ -41,6 +41,8 @@ class Tree:
     """True: a detached, read-only, no-access-time clone. False: in place."""
     why_not: str = ""
     """Why there is no clone."""
+    recursive: bool = False
+    """What is mounted below belongs to it."""
     mounts: Mapping[bytes, Mount] = field(default_factory=dict)
     """What is mounted below: native absolute path -> mount. Nothing is entered that is not listed here as local."""
 
@@ -66,6 +68,7 @@ def open_tree(
     `recursive` takes what is mounted below along; without it the clone shows the bare filesystem beneath the mounts.
     """
     why_not = ""
+    mounts = dict(mounts or {})
     try:
         fd = syscalls.open_tree_clone(path_fd, b"", recursive=recursive)
     except OSError as error:
@@ -73,9 +76,10 @@ def open_tree(
     else:
         try:
             syscalls.make_inert(fd, recursive=recursive)
-            return Tree(open_noatime(b".", DIRECTORY, fd), path, clone=True, mounts=dict(mounts or {}))
+            return Tree(open_noatime(b".", DIRECTORY, fd), path, clone=True, recursive=recursive, mounts=mounts)
         except OSError as error:
             why_not = f"the clone of the mount could not be made read-only: {error.strerror}"
         finally:
             os.close(fd)
-    return Tree(open_noatime(b".", DIRECTORY, path_fd), path, clone=False, why_not=why_not, mounts=dict(mounts or {}))
+    fd = open_noatime(b".", DIRECTORY, path_fd)
+    return Tree(fd, path, clone=False, why_not=why_not, recursive=recursive, mounts=mounts)

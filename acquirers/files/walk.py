@@ -19,7 +19,7 @@ from acquirers import syscalls
 from acquirers.base import AcquirerError, Flag, FlagKind, Gap, Kind, Reason, Report
 from acquirers.files import xattrs
 from acquirers.files.content import FileContent, Reader
-from acquirers.files.deadline import DEADLINE, Guard, StuckError, guard_for, reason
+from acquirers.files.deadline import DEADLINE, Guard, StuckError, guard_of, reason
 from acquirers.files.descent import Descent, Level
 from acquirers.files.entry import Entry
 from acquirers.files.look import look, open_directory, open_file
@@ -67,7 +67,7 @@ def walk(
 
     What belongs to one file is reported, never raised. Raises `AcquirerError` when the directory itself cannot be read.
     """
-    walker = _Walker(tree, report, keep, exclude, guard_for(tree.fd, deadline))
+    walker = _Walker(tree, report, keep, exclude, guard_of(tree, deadline))
     try:
         yield from walker.walk()
     finally:

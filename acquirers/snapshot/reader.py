@@ -280,7 +280,13 @@ class ProcessReader:
             self._note.gaps.append((Reason.LIMIT, "open files", f"{least}{count} open files, {MAX_FDS} are listed"))
 
     def _one_fd(self, listing: int, fd: int) -> dict[str, object]:
-        target = os.readlink(b"%d" % fd, dir_fd=listing)
+        try:
+            target = os.readlink(b"%d" % fd, dir_fd=listing)
+        except FileNotFoundError:
+            raise  # closed meanwhile
+        except OSError as error:
+            # A path beyond PATH_MAX, for one: it hides itself, not the descriptors beside it.
+            return {"fd": fd, "kind": "unknown", "error": error.strerror or str(error)}
         kind, inode = classify(target)
         entry: dict[str, object] = {"fd": fd, "kind": kind}
         put(entry, "target", target)

@@ -8,11 +8,12 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.custody.plaintext import open_account, plaintext_of
+from agent.custody.plaintext import plaintext_of
 from agent.custody.stored import read_run
 from agent.custody.verify import digest
 from agent.errors import DamagedError, SourceError, StoreError, StoreFullError, UsageError
 from agent.sealing import Unsealed
+from agent.stores.directory import check_outside_runs
 from agent.stores.sealed import SUFFIX
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Opened:
 
 def prepare_output(path: str) -> int:
     """A descriptor of a new or empty directory. Raises `UsageError`."""
+    check_outside_runs(path)
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -108,6 +110,7 @@ def plaintext(run: StoredRun, name: str, identities: Sequence[Identity], account
 
 def open_run(
     run: StoredRun,
+    account: Account,
     identities: Sequence[Identity],
     output: int,
     *,
@@ -118,9 +121,9 @@ def open_run(
     """Opens the objects of a run below the directory `output`.
 
     `only` are patterns for plaintext names; `byte_range` (first, last) takes that part of one object through its seek
-    table. `after` is told each name that was written. Raises `IdentityError`, `DamagedError` for a broken account.
+    table. `after` is told each name that was written. An attempt that was killed left no manifest: what its progress
+    records tell of its items is written as `attempt-N/items.jsonl`.
     """
-    account = open_account(run, identities)
     opened = Opened(run.progress.plans[0].run, run.finished, sum(one.gaps for one in run.progress.whole))
     chosen = {
         plain: name
@@ -128,7 +131,9 @@ def open_run(
         if not only or any(fnmatch.fnmatchcase(plain, pattern) for pattern in only)
     }
     if not chosen:
-        raise UsageError("no object matches: `impound verify` shows what a run holds")
+        there = sorted(sealed_objects(run))
+        more = f" and {len(there) - 20} more" if len(there) > 20 else ""
+        raise UsageError(f"no object matches --only; there are {', '.join(there[:20])}{more}")
     if byte_range is not None and len(chosen) != 1:
         raise UsageError(f"--range takes a part of one object, and {len(chosen)} match: name one with --only")
     for plain, name in chosen.items():
@@ -144,6 +149,10 @@ def open_run(
             continue
         opened.objects.append(plain)
         after(plain)
+    for attempt, records in account.unlisted.items() if not only else ():
+        name = f"attempt-{attempt}/items.jsonl"
+        opened.bytes += _write(output, name, iter(records))
+        opened.objects.append(name)
     return opened
 
 
@@ -152,7 +161,9 @@ def _part(run: StoredRun, name: str, identities: Sequence[Identity], part: tuple
     blob = run.source.open(name)
     try:
         unsealed = Unsealed(blob, identities)
-        yield from unsealed.range(min(part[0], unsealed.size), min(part[1] + 1, unsealed.size))
+        if part[0] >= unsealed.size:
+            raise UsageError(f"--range begins beyond the end: {name.removesuffix(SUFFIX)} has {unsealed.size} bytes")
+        yield from unsealed.range(part[0], min(part[1] + 1, unsealed.size))
     finally:
         blob.close()
 

@@ -135,8 +135,11 @@ def summarize(outcome: Outcome) -> None:
     for item, gap in outcome.first_gaps[:FIRST_GAPS]:
         where = f" {gap.where.decode('utf-8', 'backslashreplace')}" if gap.where else ""
         say(f"  gap          {item}{where}: {gap.reason}: {gap.detail}")
-    if counts.gaps > FIRST_GAPS:
-        say(f"  gap          … and {counts.gaps - FIRST_GAPS} more, in the manifest")
+    here = sum(outcome.reasons.values())
+    if here > FIRST_GAPS:
+        say(f"  gap          … and {here - FIRST_GAPS} more, in the manifest")
+    if counts.gaps > here:
+        say(f"  gap          {counts.gaps - here} of earlier attempts, in their accounts")
     if outcome.left_out:
         say(f"  not in this version: {', '.join(outcome.left_out)}")
     if outcome.receipt_sha256:
@@ -165,6 +168,9 @@ def result_of(outcome: Outcome) -> dict[str, object]:
         "seconds": round(outcome.seconds, 3),
         "exit": outcome.exit_code,
     }
+    earlier = counts.gaps - sum(outcome.reasons.values())
+    if earlier:
+        result["gaps_of_earlier_attempts"] = earlier
     if outcome.error is not None:
         result["error"] = str(outcome.error)
     if outcome.reasons:

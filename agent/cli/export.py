@@ -11,6 +11,7 @@ from agent import __version__
 from agent.cli import options
 from agent.cli.output import emit, say, size
 from agent.errors import StoreError, UsageError
+from agent.stores.directory import check_outside_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +78,7 @@ def command(
 
 
 def _write(output: str, chunks: Iterator[bytes]) -> int:
+    check_outside_runs(output)
     try:
         fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:

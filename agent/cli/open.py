@@ -49,6 +49,7 @@ def command(
     Exit code: 0 done, 3 SRC cannot be read, 4 something is damaged, or no identity opens it.
     """
     from agent.analysis.opening import open_run, prepare_output, read_sound_run
+    from agent.custody.plaintext import open_account
 
     if not identities:
         raise UsageError("--identity FILE is missing: the private key that opens the evidence")
@@ -59,11 +60,13 @@ def command(
     pinned, digests = options.parse_pins(signers, receipts)
     stored = options.one_run(source)
     run = read_sound_run(stored, signers=pinned, receipts=digests)
+    account = open_account(run, keys)
     directory = prepare_output(output)
     unpacked = _Unpacker(directory, as_json=as_json) if extract else None
     try:
         opened = open_run(
             run,
+            account,
             keys,
             directory,
             only=only,
@@ -154,6 +157,6 @@ def _describe(opened: Opened, output: str) -> None:
     if not opened.finished:
         say("  this run is partial: it was cut off before it was finished")
     if opened.gaps:
-        say(f"  {opened.gaps} gaps: see the lines of type gap in attempt-*/manifest.jsonl")
+        say(f"  {opened.gaps} gaps: lines of type gap in attempt-*/manifest.jsonl, or in items.jsonl after a kill")
     for name, problem in opened.damaged:
         say(f"  damaged      {printable(name)}: {problem}")

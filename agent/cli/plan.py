@@ -77,7 +77,8 @@ def _rows(name: str, found: Availability) -> list[tuple[str, str, str, str]]:
     why = found.reason + (f"; {found.remedy}" if found.remedy else "")
     rows = [(name, str(found.state), size(found.estimate) if found.state is State.AVAILABLE else "", why)]
     for one in found.subjects:
-        what = f"  {one.kind} {one.id[:12]} {printable(one.name)}".rstrip()
+        name = "" if one.kind == "layer" else printable(one.name)  # a layer has another digest for a name
+        what = f"  {one.kind} {one.id[:12]} {name}".rstrip()
         rows.append((what, one.state, size(one.estimate), "" if one.selected else "not selected"))
     return rows
 

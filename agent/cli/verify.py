@@ -31,7 +31,8 @@ def command(
     """Check that every byte of a run, or of every run below SRC, is as it was sealed and signed.
 
     Without a key: signatures, names, sizes and digests of the ciphertext. With --identity also the plaintext, the
-    manifest and the custody log. Only --signer or --receipt-sha256 can tell a run that somebody re-made.
+    manifest and the custody log. Only --signer or --receipt-sha256 can tell a run that somebody re-made; give one for
+    each run, repeated ones add up. A resumed run is signed by the key that `resume` printed.
 
     \b
     Example:
@@ -40,17 +41,17 @@ def command(
     \b
     Exit code: 0 intact, 3 SRC cannot be read, 4 damaged or partial (the verdict says which).
     """
-    from agent.stores.directory import find_runs
+    from agent.stores.directory import MAX_LEVELS, find_runs
 
     pinned, digests = options.parse_pins(signers, receipts)
     keys = options.read_identities(identities)
     runs = find_runs(source)
     if not runs:
-        raise SourceError(f"there is no run in {source!r}")
+        raise SourceError(f"there is no run in {source!r}, nor {MAX_LEVELS} levels below it")
     verdicts = [_verify(path, pinned, digests, keys) for path in runs]
     for verdict in verdicts:
         if not as_json:
-            _describe(verdict)
+            _describe(verdict, pinned=bool(pinned or digests))
     worst = max(verdicts, key=lambda verdict: (verdict.exit_code, verdict.verdict == "damaged"))
     code = worst.exit_code
     missing = [one for one in (*pinned, *digests) if one not in {known for v in verdicts for known in v.pins}]
@@ -84,7 +85,7 @@ def _verify(path: str, signers: list[str], receipts: list[str], keys: list[Ident
         return verdict
 
 
-def _describe(verdict: RunVerdict) -> None:
+def _describe(verdict: RunVerdict, *, pinned: bool) -> None:
     say(f"{verdict.location}")
     say(f"  verdict      {verdict.words}")
     if verdict.run:
@@ -94,7 +95,9 @@ def _describe(verdict: RunVerdict) -> None:
     outcome = verdict.outcome or "unfinished"
     say(f"  acquired     {verdict.items} items, {verdict.members} files, {verdict.gaps} gaps ({outcome})")
     if verdict.signer:
-        known = "as given" if verdict.signer_known else "nobody vouches for it: compare it with what `acquire` printed"
+        known = "nobody vouches for it: compare it with what `acquire` printed"
+        if verdict.signer_known or pinned:
+            known = "as given" if verdict.signer_known else "NOT as given"
         say(f"  signer       {verdict.signer} ({known})")
     if verdict.receipt_sha256:
         say(f"  receipt      sha256 {verdict.receipt_sha256}")
@@ -104,6 +107,8 @@ def _describe(verdict: RunVerdict) -> None:
         say(f"  damaged      … and {len(verdict.findings) - SHOWN} more")
     for name in verdict.missing:
         say(f"  missing      {name}")
+    if verdict.asked:
+        say(f"  asked for    {', '.join(verdict.asked)}: what of them is not among the whole items is missing")
     for name in verdict.strays[:SHOWN]:
         say(f"  stray        {name}: lay there when an attempt began; nobody vouches for it, and it is not opened")
     for name in verdict.unaccounted[:SHOWN]:
@@ -133,6 +138,8 @@ def _result(verdict: RunVerdict, code: int) -> dict[str, object]:
         result["findings"] = [{"name": one.name, "problem": one.problem} for one in verdict.findings]
     if verdict.missing:
         result["missing"] = verdict.missing
+    if verdict.asked:
+        result["asked"] = verdict.asked
     if verdict.strays:
         result["strays"] = verdict.strays
     if verdict.unaccounted:

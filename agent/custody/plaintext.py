@@ -42,13 +42,14 @@ class Account:
     """What manifest and progress records say, opened."""
 
     stored: dict[str, Stored] = field(default_factory=dict)
-    gaps: int | None = None
-    """As the manifest's last line counts them; None when there is no manifest."""
+    unlisted: dict[int, list[bytes]] = field(default_factory=dict)
+    """Of attempts that left no manifest: their items' records, as JSON lines."""
 
 
 def open_account(run: StoredRun, identities: Sequence[Identity]) -> Account:
     """The items' records of a run. Raises `DamagedError`, `IdentityError`, `SourceError`."""
     account = Account()
+    manifests = attempts(run)
     for whole in run.progress.whole:
         what = f"the record of {whole.object}"
         sealed = open_bytes(decode_base64(whole.sealed, what), identities)
@@ -59,15 +60,18 @@ def open_account(run: StoredRun, identities: Sequence[Identity]) -> Account:
         if stored.name != whole.object:
             raise DamagedError(f"{what}: belongs to {stored.name}")
         account.stored[whole.object] = stored
+        if whole.attempt not in manifests:
+            account.unlisted.setdefault(whole.attempt, []).append(sealed + b"\n")
     return account
 
 
 def attempts(run: StoredRun) -> list[int]:
-    """The attempts that left a manifest."""
+    """The attempts that left a manifest which a signed record names."""
+    listed = run.listed()
     return [
         number
         for number in range(1, len(run.progress.plans) + 1)
-        if f"attempt-{number}/manifest.jsonl{SUFFIX}" in run.names
+        if f"attempt-{number}/manifest.jsonl{SUFFIX}" in listed
     ]
 
 

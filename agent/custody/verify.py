@@ -71,6 +71,8 @@ class RunVerdict:
     opened: bool = False
     """With an identity: the plaintext was checked, too."""
     missing: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """Of a partial run: the acquirers that were asked. What is not among the whole items of these is missing."""
     unaccounted: list[str] = field(default_factory=list)
     """Of a partial run: objects that no signed record names."""
     strays: list[str] = field(default_factory=list)
@@ -168,10 +170,17 @@ def _head(run: StoredRun, verdict: RunVerdict, signers: Collection[str], receipt
     if run.receipt is None and not plans and not verdict.findings:
         verdict.damage("progress/000000.json", "missing")
     if verdict.signer:
-        if verdict.signer in signers or (verdict.receipt_sha256 and verdict.receipt_sha256 in receipts):
+        # A stopped attempt prints the digest of its own receipt.
+        digests = {verdict.receipt_sha256} | (
+            {sha for _, _, sha in run.receipts.values()} if not run.finished else set()
+        )
+        if verdict.signer in signers or digests & set(receipts):
             verdict.signer_known = True
         elif signers:
-            verdict.damage(RECEIPT if run.finished else "progress", f"signed by {verdict.signer}, not as given")
+            earlier = set(signers) & {plan.signer for plan in plans}
+            hint = "; the given key signed an earlier attempt: give the one that `resume` printed" if earlier else ""
+            name = RECEIPT if run.finished else "progress/000000.json"
+            verdict.damage(name, f"signed by {verdict.signer}, not as given{hint}")
     if receipts and verdict.receipt_sha256 not in receipts and not verdict.signer_known:
         verdict.damage(RECEIPT, "is not the receipt that was given by its SHA-256")
 
@@ -192,7 +201,7 @@ def _partial(run: StoredRun, verdict: RunVerdict, expected: dict[str, tuple[int,
     verdict.members = sum(one.members for one in run.progress.whole)
     verdict.gaps = sum(one.gaps for one in run.progress.whole)
     if run.progress.plans:
-        verdict.missing += [f"whatever is not whole of {name}" for name in run.progress.plans[-1].asked]
+        verdict.asked = list(run.progress.plans[-1].asked)
 
 
 def _check_object(run: StoredRun, verdict: RunVerdict, name: str, size: int, sha256: str, watch: Watch) -> None:

@@ -27,6 +27,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARTIAL = ".partial-"
 _RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_DEPTH = 32
+MAX_LEVELS = 4
+"""How deep runs are looked for: a destination in a directory, case, host, run."""
 
 
 def check_destination(to: str) -> None:
@@ -251,18 +253,30 @@ class DirectorySource:
             self._fd = -1
 
 
+def check_outside_runs(path: str) -> None:
+    """Refuses a place inside of a stored run, to which nothing may be added. Raises `UsageError`."""
+    here = os.path.realpath(path)
+    while here != "/":
+        if _is_run(here):
+            raise UsageError(f"{path!r} lies inside a stored run, {here!r}: nothing may be added to it")
+        here = os.path.dirname(here)
+
+
+def _is_run(path: str) -> bool:
+    """A run is known by its id, or by its account where it was renamed; hosts and cases may be called anything else."""
+    account = any(os.path.isfile(os.path.join(path, name)) for name in ("receipt.json", "progress/000000.json"))
+    return account or (_RUN.fullmatch(os.path.basename(path)) is not None and os.path.isdir(path))
+
+
 def find_runs(path: str) -> list[str]:
     """The runs at or below `path`: a run itself, or those of a host, a case or a whole destination, sorted."""
     runs: list[str] = []
-    _find(os.path.abspath(path), 3, runs)
+    _find(os.path.abspath(path), MAX_LEVELS, runs)
     return runs
 
 
 def _find(path: str, depth: int, runs: list[str]) -> None:
-    """A run is known by its id, or by its account where it was renamed; hosts and cases may be called anything else."""
-    if _RUN.fullmatch(os.path.basename(path)) or any(
-        os.path.isfile(os.path.join(path, name)) for name in ("receipt.json", "progress/000000.json")
-    ):
+    if _is_run(path):
         runs.append(path)
         return
     try:

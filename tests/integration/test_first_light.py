@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,6 @@ from tests.support.runs import ENVIRONMENT, agent_command, impound, keygen, only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.rigs.docker_scenes import Scene
     from tests.rigs.faithful import Node
@@ -244,6 +244,18 @@ def test_a_destination_inside_docker_is_refused(host: Host, where: str) -> None:
     assert survey(str(host.docker.data), MERGED, deep=False).keys() == before
 
 
+@pytest.mark.parametrize("name", ["rich", "local-log"])
+def test_a_destination_inside_a_container_is_refused_by_every_name(host: Host, name: str) -> None:
+    recipient = str(impound("keygen", "-y", host.key)[1]["recipient"])
+    pid = host.docker.pid_of(name)
+    merged = host.docker.upper_of(name) / "merged"
+    for place in (Path(f"/proc/{pid}/root/tmp/ev"), Path(f"/proc/{pid}/root/ev"), merged / "tmp/ev"):
+        code, _, error = impound("acquire", "--case", "C", "--to", place, "-r", recipient)
+        assert code == 2, error
+        assert "choose a" in error
+    assert not (merged / "tmp/ev").exists()
+
+
 def test_one_container_by_id_and_name(host: Host, tmp_path: Path) -> None:
     recipient = str(impound("keygen", "-y", host.key)[1]["recipient"])
     for number, selector in enumerate(("ended", host.scene.ids["ended"][:12], host.scene.ids["ended"])):
@@ -270,13 +282,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_somebody_who_is_not_root_takes_what_is_readable_and_the_rest_is_gaps(host: Host, tmp_path: Path) -> None:
+def test_somebody_who_is_not_root_takes_what_is_readable_and_the_rest_is_gaps(
+    host: Host, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     recipient = str(impound("keygen", "-y", host.key)[1]["recipient"])
     to = tmp_path / "ev"
     to.mkdir()
     os.chown(to, 65534, 65534)
-    for parent in to.parents:
-        if str(parent).startswith("/tmp/pytest"):
+    for parent in to.parents[: to.parents.index(tmp_path_factory.getbasetemp()) + 2]:
+        if parent.owner() == "root" and not parent.stat().st_mode & 0o1000:
             os.chmod(parent, 0o755)  # noqa: S103 - so that nobody reaches the destination
     command = ["acquire", "--to", str(to), "--case", "C", "-r", recipient]
     done = subprocess.run(

@@ -151,7 +151,8 @@ class Areas:
             self._open[name] = _Area(native, records)
         except (OSError, MalformedError) as error:
             reason = reason_of(error) if isinstance(error, OSError) else Reason.MALFORMED
-            self.gaps.append(Gap(reason, f"the directory of {name}: {error}", path))
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            self.gaps.append(Gap(reason, f"the directory of {name}: {said}", path))
 
 
 def _has_shape(records: Records, name: str) -> bool:

@@ -7,17 +7,19 @@ translated through both mount tables, and the translation is believed only if it
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from acquirers.base import Gap, Reason
 from acquirers.containers.docker.settings import parse_arguments
 from acquirers.containers.paths import mount_of, within
 from acquirers.host import Mode
-from acquirers.mounts import parse_mountinfo
+from acquirers.mounts import Mount, find_mount, parse_mountinfo
+from acquirers.root import ForeignMountError, Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
     from acquirers.host import Host
 
@@ -56,7 +58,12 @@ def live_daemons(host: Host, gaps: list[Gap]) -> Iterator[Daemon]:
         for what, path in (("data root", told), ("configuration", settings.config_file)):
             if path is None:
                 continue
-            native = _native(host, process, path, foreign=foreign)
+            try:
+                native = _native(host, process, path, foreign=foreign)
+            except ForeignMountError as error:
+                detail = f"the {what} of the live dockerd {pid}, in its own mount namespace: {error.strerror}"
+                gaps.append(Gap(Reason.NOT_CROSSED, detail, path))
+                continue
             if native is None:
                 detail = f"the {what} of the live dockerd {pid} lies in its own mount namespace, with no path from here"
                 gaps.append(Gap(Reason.NOT_CROSSED, detail, path))
@@ -91,6 +98,47 @@ def _same_namespace(host: Host, process: bytes) -> bool:
     return same == theirs and (root == b"/" or host.mode is Mode.LIVE_ROOT)
 
 
+class _TheirFiles(Resolver):
+    """What a process in another mount namespace sees. A context manager."""
+
+    def __init__(self, host: Host, process: bytes) -> None:
+        self._host = host
+        self._mountinfo = os.path.join(process, b"mountinfo")
+        root = os.open(os.path.join(process, b"root"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            super().__init__(root, checked=True)
+        except BaseException:
+            os.close(root)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._root_fd)
+
+    def find(self, path: bytes) -> tuple[bytes, tuple[int, int]]:
+        """The path without links, and (device, inode)."""
+        place = self.follow(path)
+        try:
+            found = os.fstat(place.fd)
+        finally:
+            os.close(place.fd)
+        return place.native, (found.st_dev, found.st_ino)
+
+    def _mount(self, mount_id: int) -> Mount | None:
+        mount = find_mount(self._host.read_proc(self._mountinfo), mount_id)
+        if mount is None:  # of another list, if only their root directory is their own
+            return super()._mount(mount_id)
+        if mount.fstype != b"overlay":
+            return mount
+        # The root of a container, mostly: its layers are out of sight in there, and named in the machine's own list.
+        same = (ours for ours in self._host.mounts if ours.device == mount.device and ours.local)
+        return next(same, replace(mount, among=()))
+
+
 def _native(host: Host, process: bytes, path: bytes, *, foreign: bool) -> bytes | None:
     if not path.startswith(b"/"):
         try:
@@ -101,7 +149,10 @@ def _native(host: Host, process: bytes, path: bytes, *, foreign: bool) -> bytes 
         return path
     try:
         theirs = parse_mountinfo(host.read_proc(os.path.join(process, b"mountinfo")))
-        seen = os.stat(os.path.join(process, b"root") + path)
+        with _TheirFiles(host, process) as files:
+            path, identity = files.find(path)
+    except ForeignMountError:
+        raise
     except OSError:
         return None
     mount = mount_of(theirs, path)
@@ -114,7 +165,7 @@ def _native(host: Host, process: bytes, path: bytes, *, foreign: bool) -> bytes 
         below = inside[len(ours.root.rstrip(b"/")) :]
         candidate = ours.point.rstrip(b"/") + below
         try:
-            if host.identity_of(candidate) == (seen.st_dev, seen.st_ino):
+            if host.identity_of(candidate) == identity:
                 return candidate
         except OSError:
             continue

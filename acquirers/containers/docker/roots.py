@@ -19,6 +19,7 @@ from acquirers.containers.docker.daemons import live_daemons
 from acquirers.containers.docker.settings import parse_daemon_json, parse_homes, parse_lines
 from acquirers.containers.paths import mount_of, resolve, within
 from acquirers.containers.records import MalformedError
+from acquirers.root import ForeignMountError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +98,7 @@ def find_roots(host: Host) -> Found:
         if mount.fstype == b"overlay" and (match := _MERGED.fullmatch(mount.point)):
             search.candidate(match[1], "a mounted overlay filesystem")
     for home in _homes(host):
-        if not _may_enter(host, home):
+        if not _may_enter(host, home, search.found):
             search.found.unseen.append(home)
             continue
         search.candidate(home + b"/.local/share/docker", "rootless default")
@@ -232,11 +233,13 @@ class _Search:
 
 
 def _is_directory(host: Host, path: bytes) -> bool:
-    """Raises `PermissionError`, because what may not be seen is not absent."""
+    """Raises `PermissionError`, because what may not be seen is not absent. Nor is what is mounted from elsewhere."""
     try:
         fd = host.open_path(path)
     except PermissionError:
         raise
+    except ForeignMountError:
+        return True
     except OSError:
         return False
     try:
@@ -252,6 +255,9 @@ def _units(host: Host, directories: tuple[bytes, ...], found: Found) -> Iterator
         drop_ins = directory + b"/docker.service.d"
         try:
             names = host.names(drop_ins)
+        except ForeignMountError as error:
+            found.gap(Gap(Reason.NOT_CROSSED, f"drop-ins for a Docker daemon: {error.strerror}", drop_ins))
+            continue
         except OSError:
             continue  # hardly any machine has them; what may not be listed belongs to root, as the data root does
         if len(names) > _MAX_DROP_INS:
@@ -262,11 +268,19 @@ def _units(host: Host, directories: tuple[bytes, ...], found: Found) -> Iterator
                 yield drop_ins + b"/" + name
 
 
-def _may_enter(host: Host, home: bytes) -> bool:
+def _may_enter(host: Host, home: bytes, found: Found) -> bool:
     """Whether a home directory can be looked into: not that of another user, not one on a server that may be dead."""
     mount = mount_of(host.mounts, home)
     if mount is not None and not mount.local:
         return False
+    try:
+        os.close(host.open_path(home))
+    except ForeignMountError as error:
+        # Once for all homes that lie side by side: links to a file server are many.
+        found.gap(Gap(Reason.NOT_CROSSED, f"home directories {error.strerror}", os.path.dirname(home)))
+        return False
+    except OSError:
+        pass  # told by what is looked for in it
     try:
         _is_directory(host, home + b"/.local")
     except PermissionError:

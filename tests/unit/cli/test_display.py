@@ -122,7 +122,7 @@ def test_streams_that_are_not_there_do_not_end_a_run(tmp_path: Path, closing: st
     disk = tmp_path / "disk"
     make_disk(disk, containers=1, files=2)
     _, recipient = keygen(tmp_path)
-    words = ["acquire", "--case", "C", "--to", tmp_path / "ev", "-r", recipient, "--root", disk]
+    words = ["acquire", "--case", "C", "--to", str(tmp_path / "ev"), "-r", recipient, "--root", str(disk)]
     command = ["sh", "-c", f'exec "$@" {closing}', "sh", *agent_command(), *words]
     assert subprocess.run(command, env=ENVIRONMENT, timeout=60, check=False, capture_output=True).returncode == 0
     assert impound("verify", tmp_path / "ev")[0] == 0

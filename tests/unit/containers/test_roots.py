@@ -230,19 +230,19 @@ def test_live_dockerd_with_a_config_file(root: Path) -> None:
 
 
 def test_a_daemon_in_another_mount_namespace_is_translated(root: Path) -> None:
-    """It mounts /disk/docker at /var/lib/docker, in its own namespace only."""
+    """It sees /disk as its root, in its own namespace only, and its data root is a link there."""
     there = data_root(root, "disk/docker")
     machine = LiveDisk(root)
     process = machine.process(40, "dockerd", ["dockerd", "--data-root", "/var/lib/docker"], "other")
     device = os.stat(there).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     process.joinpath("mountinfo").write_text(
-        f"1 0 {number} / / rw - ext4 /dev/x rw\n2 1 {number} /docker /var/lib/docker rw - ext4 /dev/x rw\n"
+        f"1 0 99:1 / / rw - ext4 /dev/y rw\n2 1 {number} /docker /docker rw - ext4 /dev/x rw\n"
     )
     process.joinpath("root").unlink()
-    process.joinpath("root").symlink_to(root / "inner")
-    (root / "inner/var/lib").mkdir(parents=True)
-    (root / "inner/var/lib/docker").symlink_to(there)
+    process.joinpath("root").symlink_to(root / "disk")
+    (root / "disk/var/lib").mkdir(parents=True)
+    (root / "disk/var/lib/docker").symlink_to("/docker")
     host = machine.host()
     show_mounts(host, [mount(b"/", b"ext4", 99), mount(b"/disk", b"ext4", device)])
     found = find_roots(host)
