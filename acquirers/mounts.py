@@ -149,12 +149,10 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
 
 def find_mount(data: bytes, mount_id: int) -> Mount | None:
     """The line with that id. Of a long list no other line is looked at, if this one is no overlay."""
-    line = re.search(rb"^%d .*$" % mount_id, data, re.MULTILINE)
-    if line is None:
-        return None
-    if _OVERLAY in line[0]:
-        return next((mount for mount in parse_mountinfo(data) if mount.mount_id == mount_id), None)
-    return next(iter(parse_mountinfo(line[0])), None)
+    start = 0 if data.startswith(b"%d " % mount_id) else data.find(b"\n%d " % mount_id) + 1
+    line = data[start:].partition(b"\n")[0]
+    found = parse_mountinfo(data if b" - overlay " in line else line)
+    return next((mount for mount in found if mount.mount_id == mount_id), None)
 
 
 def below(mounts: list[Mount], path: bytes) -> dict[bytes, Mount]:

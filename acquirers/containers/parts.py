@@ -14,6 +14,7 @@ from acquirers.files.walk import walk
 if TYPE_CHECKING:
     from acquirers.files.entry import Entry
     from acquirers.host import Host
+    from acquirers.mounts import Mount
 
 Keep = Callable[[bytes, Kind], bool]
 """Is asked with the path relative to the directory. What it refuses is neither opened nor told of."""
@@ -49,14 +50,15 @@ class Archive:
         for flag in self.flags:
             report.flag(flag)
         writer = ArchiveWriter(report)
+        mounts = self.host.mounts
         for part in self.parts:
-            yield from writer.add(self._entries(part, report))
+            yield from writer.add(self._entries(part, mounts, report))
         yield from writer.close()
 
-    def _entries(self, part: Part, report: Report) -> Iterator[Entry]:
+    def _entries(self, part: Part, mounts: Sequence[Mount], report: Report) -> Iterator[Entry]:
         """The files of one part. Whatever goes wrong with it costs this part and no other."""
         try:
-            mount = mount_of(self.host.mounts, part.path)
+            mount = mount_of(mounts, part.path)
             if mount is not None and not mount.local:
                 fstype = mount.fstype.decode("ascii", "replace")
                 report.gap(Gap(Reason.NOT_CROSSED, f"on {fstype}, which is not entered", part.path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -61,8 +62,13 @@ class Records:
     ) -> None:
         self._tree.close()
 
-    def names(self, *parts: bytes, limit: int = MAX_NAMES) -> list[tuple[bytes, Kind]]:
-        """The names in a directory with their types, sorted. Raises `TooManyNamesError`, which holds the first ones."""
+    def names(
+        self, *parts: bytes, matching: re.Pattern[bytes] | None = None, limit: int = MAX_NAMES
+    ) -> list[tuple[bytes, Kind]]:
+        """The names in a directory with their types, sorted. Raises `TooManyNamesError`, which holds the first ones.
+
+        What does not match is not kept and does not count: nobody can crowd out what is looked for.
+        """
         fd = self._directory(parts)
         try:
             found: list[tuple[bytes, Kind]] = []
@@ -70,9 +76,11 @@ class Records:
             try:
                 with os.scandir(listing) as entries:
                     for entry in entries:
+                        name = os.fsencode(entry.name)
+                        if matching is not None and not matching.fullmatch(name):
+                            continue
                         if len(found) == limit:
                             raise TooManyNamesError(sorted(found))
-                        name = os.fsencode(entry.name)
                         found.append((name, _kind(name, fd)))
             finally:
                 os.close(listing)

@@ -184,7 +184,7 @@ def guard_for(fd: int, deadline: float = DEADLINE) -> Guard:
 def guard_of(tree: Tree, deadline: float = DEADLINE) -> Guard:
     """How a tree is to be called.
 
-    Where an overlay is part of it, never directly: what it says of its layers was true when it was mounted, and one that
+    Where an overlay is part of it, never directly: what it says of its layers was true when it was mounted, and what
     was unmounted since is still in use.
     """
     if tree.recursive and any(mount.fstype == b"overlay" for mount in tree.mounts.values()):

@@ -51,13 +51,20 @@ def content(size: int) -> bytes:
 
 
 @contextmanager
-def mounted(target: Path, nodes: dict[str, Node]) -> Iterator[None]:
-    """Mounts the filesystem; to be used in a private mount namespace."""
+def mounted(target: Path, nodes: dict[str, Node], *, silent: bool = False) -> Iterator[None]:
+    """Mounts the filesystem; to be used in a private mount namespace. `silent`: it never answers anything."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         mount("fuse", target, "fuse", data=f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other")
         server = subprocess.Popen(
-            [sys.executable, "-c", "from tests.rigs.fuse import serve; serve()", str(device)],
+            [
+                sys.executable,
+                "-c",
+                "from tests.rigs.fuse import serve; serve()",
+                str(device),
+                str(int(silent)),
+                str(os.getpid()),
+            ],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             pass_fds=[device],
@@ -77,13 +84,16 @@ def mounted(target: Path, nodes: dict[str, Node]) -> Iterator[None]:
 def serve() -> None:
     """The server's process."""
     libc_call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[3]):
+        return  # it has died already
     nodes = {name: Node(**about) for name, about in json.load(sys.stdin).items()}
-    _Server(int(sys.argv[1]), nodes).run()
+    _Server(int(sys.argv[1]), nodes, silent=sys.argv[2] == "1").run()
 
 
 class _Server:
-    def __init__(self, device: int, nodes: dict[str, Node]) -> None:
+    def __init__(self, device: int, nodes: dict[str, Node], *, silent: bool) -> None:
         self.device = device
+        self.silent = silent
         self.names = list(nodes)
         self.nodes = [Node(directory=True), *nodes.values()]
 
@@ -94,7 +104,7 @@ class _Server:
 
     def answer(self, request: bytes) -> None:
         _, call, unique, number, *_ = _IN.unpack_from(request)
-        if call in {_FORGET, _BATCH_FORGET, _INTERRUPT}:
+        if call in {_FORGET, _BATCH_FORGET, _INTERRUPT} or (self.silent and call != _INIT):
             return
         body = request[_IN.size :]
         node = self.nodes[number - 1] if number else self.nodes[0]

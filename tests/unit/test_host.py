@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from acquirers import syscalls
+from acquirers.containers.paths import resolve
 from acquirers.host import MAX_DEPTH, Host, Mode, NotARootError, TooLargeError
+from tests.rigs.trees import age, times
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +88,71 @@ def test_only_small_regular_files_are_read(root: Path, host: Host) -> None:
     assert host.read(b"/etc/motd", limit=6) == b"inside"
     with pytest.raises(TooLargeError):
         host.read(b"/etc/motd", limit=5)
+
+
+def test_a_view_of_the_kernel_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    host = Host(Mode.HOST)
+    assert host.is_file(b"/proc/self/status")  # may be passed
+    with pytest.raises(OSError, match="kernel"):
+        host.read(b"/proc/self/status")
+
+
+def test_without_proc_paths_are_followed_as_well(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def without_proc(path: bytes, *args: int, **kwargs: int) -> int:
+        if path.startswith(b"/proc/"):
+            raise FileNotFoundError(2, "no /proc")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", without_proc)
+    (root / "var/link").symlink_to("/etc/motd")
+    host = Host(Mode.DEAD, os.fsencode(root))
+    assert host.read(b"/var/link") == b"inside"
+    assert host.native(b"/var/link") == b"/etc/motd"
+
+
+def test_every_link_on_the_way_is_told(root: Path, host: Host) -> None:
+    (root / "var/one").symlink_to("../etc/two")
+    (root / "etc/two").symlink_to("/etc")
+    place = host.follow(b"/var/one/motd")
+    os.close(place.fd)
+    assert (place.native, place.links) == (b"/etc/motd", [b"/var/one", b"/etc/two"])
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_following_a_link_moves_no_access_time(root: Path, host: Host) -> None:
+    """relatime moves it at the first read after a change."""
+    (root / "etc/config").symlink_to("../var/link/config")
+    (root / "var/link").symlink_to("/etc/directory")
+    (root / "etc/directory").mkdir()
+    (root / "etc/directory/config").write_bytes(b"{}")
+    aged = age(root)
+    try:
+        os.close(syscalls.open_tree_clone(syscalls.AT_FDCWD, os.fsencode(root), recursive=False))
+    except OSError as error:
+        pytest.skip(f"needs root: no clone of a mount: {error}")
+    before = times(aged)
+    assert host.read(b"/etc/config") == b"{}"
+    assert host.is_dir(b"/var/link")
+    assert resolve(host, b"/etc/config") == (b"/etc/directory/config", [b"/etc/config", b"/var/link"])
+    assert times(aged) == before
+    assert os.readlink(root / "etc/config")  # and here it would have moved
+    assert times(aged) != before
+
+
+def test_where_there_is_no_clone_links_are_read_as_they_lie(
+    root: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "var/link").symlink_to("/etc/motd")
+    monkeypatch.setattr(syscalls, "open_tree_clone", refuse)
+    assert host.read(b"/var/link") == b"inside"
+
+
+def refuse(*_: object, **__: object) -> int:
+    raise PermissionError(1, "not permitted")
 
 
 def test_descriptors_do_not_leak(root: Path, host: Host) -> None:

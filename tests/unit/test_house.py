@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.report",),  # what an item tells while it is read
     ("agent.preparation", "agent.outcome"),  # from a job to a machine and its acquirers; what came of it
     ("agent.custody",),  # the account of a run
+    ("agent.place",),  # whether a destination lies in what is evidence
     ("agent.stores",),  # where objects go
     ("agent.sealing",),  # what makes an object of a stream
     ("agent.job", "agent.events", "agent.ids"),  # documents and words

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acquirers.mounts import KERNEL, LOCAL, Mount, below, parse_mountinfo
+from acquirers.mounts import KERNEL, LOCAL, Mount, below, find_mount, parse_mountinfo
 from tests.rigs.trees import in_private_mounts
 from tests.rigs.trees import mount as mount_here
 
@@ -55,7 +55,7 @@ def test_options_are_split_before_their_escapes_are_undone() -> None:
     ("point", "local", "kernel"),
     [
         (b"/", True, False),
-        (b"/var/lib/docker/overlay2/aa/merged", True, False),
+        (b"/var/lib/docker/overlay2/aa/merged", False, False),  # the name of a layer is cut off
         (b"/proc", False, True),
         (b"/mnt/efs", False, False),
         (b"/mnt/s3", False, False),
@@ -64,6 +64,77 @@ def test_options_are_split_before_their_escapes_are_undone() -> None:
 def test_what_may_be_entered(point: bytes, *, local: bool, kernel: bool) -> None:
     mount = by_point(EXAMPLE)[point]
     assert (mount.local, mount.kernel) == (local, kernel)
+
+
+MACHINE = b"""1 0 254:0 / / rw - ext4 /dev/vda rw
+2 1 254:1 / /var rw - xfs /dev/vdb rw
+3 1 0:9 / /srv/fuse rw - fuse.sshfs far:/ rw
+4 1 0:8 / /tmp rw - tmpfs t rw
+5 1 0:7 / /tmp/view rw - proc proc rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "local"),
+    [
+        (b"lowerdir=/var/l/A:/var/l/B,upperdir=/var/x/diff,workdir=/var/x/work", True),
+        (b"lowerdir+=/var/l/A,lowerdir+=/opt/B,datadir+=/opt/C", True),
+        (b"lowerdir=/opt/a::/opt/data", True),
+        (b"lowerdir=/m,upperdir=/tmp/u,workdir=/tmp/w", True),  # over one of its own layers
+        (b"lowerdir=/var/l/A:/srv/fuse/l", False),
+        (b"lowerdir=/srv/fuse", False),
+        (b"lowerdir=//srv//fuse/l", False),
+        (b"lowerdir=/opt/../srv/fuse", False),
+        (b"lowerdir+=/var/l/A,lowerdir+=/srv/fuse/l", False),
+        (b"lowerdir=/var/l/A,upperdir=/srv/fuse/u,workdir=/var/w", False),
+        (b"lowerdir=/var/l/A,upperdir=/var/u,workdir=/srv/fuse/w", False),
+        (b"lowerdir=l/A:l/B", False),
+        (b"lowerdir=.", False),
+        (b"lowerdir=/srv/fus\\145", False),
+        (b"lowerdir=/a\\134:/b", False),
+        (b"lowerdir=/tmp/view/1", False),
+        (b"lowerdir=", False),
+        (b"rw", False),
+    ],
+)
+def test_an_overlay_is_as_local_as_its_layers(options: bytes, *, local: bool) -> None:
+    data = MACHINE + b"9 1 0:50 / /m rw - overlay o rw," + options + b"\n"
+    assert by_point(data)[b"/m"].local is local
+    found = find_mount(data, 9)
+    assert found is not None
+    assert found.local is local
+
+
+def test_an_overlay_on_an_overlay_is_as_local_as_the_lowest_layer() -> None:
+    def machine(lowest: bytes) -> dict[bytes, Mount]:
+        lines = [b"10 1 0:60 / /o/0 rw - overlay o rw,lowerdir=" + lowest]
+        lines += [b"%d 1 0:6%d / /o/%d rw - overlay o rw,lowerdir=/o/%d/x" % (10 + n, n, n, n - 1) for n in range(1, 5)]
+        return by_point(MACHINE + b"\n".join(lines))
+
+    assert machine(b"/var/l")[b"/o/4"].local
+    assert not machine(b"/srv/fuse/l")[b"/o/4"].local
+
+
+def test_overlays_in_a_circle_end() -> None:
+    lines = b"10 1 0:60 / /a rw - overlay o rw,lowerdir=/b/x\n11 1 0:61 / /b rw - overlay o rw,lowerdir=/a/x\n"
+    assert by_point(MACHINE + lines)[b"/a"].local
+    hidden = b"12 1 0:9 / /b rw - fuse f rw\n"
+    assert not by_point(MACHINE + hidden + lines)[b"/a"].local
+
+
+def test_an_overlay_at_the_root_is_accepted_wherever_it_is_mounted_again() -> None:
+    lines = b"1 0 0:50 / / rw - overlay o rw,lowerdir=l/A\n2 1 0:50 /etc /mnt rw - overlay o rw,lowerdir=l/A\n"
+    mounts = by_point(lines + b"3 1 0:51 / /other rw - overlay o rw,lowerdir=l/B\n")
+    assert [mounts[point].local for point in (b"/", b"/mnt", b"/other")] == [True, True, False]
+
+
+def test_one_mount_of_a_list() -> None:
+    data = MACHINE + EXAMPLE
+    for mount in parse_mountinfo(data):
+        assert find_mount(data, mount.mount_id) == mount
+    assert find_mount(data, 999) is None
+    assert find_mount(data, 7) is None
+    assert find_mount(b"", 1) is None
 
 
 def test_no_filesystem_is_both() -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from acquirers.containers.docker.config import MountPoint
+    from acquirers.containers.docker.container import Container
     from acquirers.containers.docker.layers import Layer
-    from acquirers.containers.docker.store import Container, Store
+    from acquirers.containers.docker.store import Store
 
+MAX_ABOUT = 256 << 10
+"""Bytes of what is said of one container, encoded. Without its mounts it stays far below."""
 _MAX_NAMED = 200
+_MAX_WORDS = 300
+_SPARE = 1 << 14
+"""For the true bytes of a path that is not text, beside its readable form."""
 
 
 def about_runtime(store: Store) -> Mapping[str, object]:
@@ -18,7 +27,7 @@ def about_runtime(store: Store) -> Mapping[str, object]:
     return {
         "runtime": "docker",
         "data_root": root.path,
-        "found_by": list(root.found_by),
+        "found_by": [how[:_MAX_WORDS] for how in root.found_by],
         "daemons": list(root.pids),
         "containers": len(store.containers),
         "volumes": len(store.volumes),
@@ -29,7 +38,7 @@ def about_runtime(store: Store) -> Mapping[str, object]:
 def about_container(store: Store, container: Container) -> Mapping[str, object]:
     """The record in short. Strings are the machine's own; the environment is not among them (it holds secrets)."""
     record, writable = container.record, container.writable
-    return {
+    about: dict[str, object] = {
         "runtime": "docker",
         "data_root": store.root.path,
         "id": container.id,
@@ -48,15 +57,40 @@ def about_container(store: Store, container: Container) -> Mapping[str, object]:
         "labels": record.labels,
         "driver": record.driver or (writable.driver if writable is not None else ""),
         "mount_id": writable.mount_id if writable is not None else "",
-        "layers": [layer.id for layer in container.layers],
-        "mounts": [mount.about() for mount in record.mounts],
+        "layers": [layer.id for layer in container.layers[:_MAX_NAMED]],
         "log_path": record.log_path.encode(),
         "host_config": dict(container.host_config),
     }
+    if len(container.layers) > _MAX_NAMED:
+        about["layers_left_out"] = len(container.layers) - _MAX_NAMED
+    mounts = list(_fitting(record.mounts, MAX_ABOUT - _size(about) - _SPARE))
+    about["mounts"] = mounts
+    if len(mounts) < len(record.mounts):
+        about["mounts_left_out"] = len(record.mounts) - len(mounts)
+    return about
 
 
-def about_layer(store: Store, layer: Layer, users: Sequence[str]) -> Mapping[str, object]:
-    return {
+def _fitting(mounts: Sequence[MountPoint], room: int) -> Iterator[dict[str, object]]:
+    """As many of the mounts as there is room for. The record itself is in the archive."""
+    for mount in mounts:
+        about = mount.about()
+        room -= _size(about)
+        if room < 0:
+            return
+        yield about
+
+
+def _size(value: Mapping[str, object]) -> int:
+    """Bytes that it takes in the manifest, or a few more."""
+    return sum(
+        len(key) + len(msgspec.json.encode(one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else one))
+        for key, one in value.items()
+    ) + 8 * len(value)
+
+
+def about_layer(store: Store, layer: Layer, users: Sequence[str], count: int) -> Mapping[str, object]:
+    """`users` are some of the containers that stand on it, `count` is how many do."""
+    about: dict[str, object] = {
         "runtime": "docker",
         "data_root": store.root.path,
         "cache_id": layer.id,
@@ -64,5 +98,8 @@ def about_layer(store: Store, layer: Layer, users: Sequence[str]) -> Mapping[str
         "diff_id": layer.diff_id,
         "driver": layer.driver,
         "size": layer.size,
-        "containers": list(users[:_MAX_NAMED]),
+        "containers": list(users),
     }
+    if count > len(users):
+        about["containers_left_out"] = count - len(users)
+    return about

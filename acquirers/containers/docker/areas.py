@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.paths import mount_of, resolve, within
-from acquirers.containers.records import MalformedError, Records, TooManyNamesError
+from acquirers.containers.records import MAX_NAMES, MalformedError, Records, TooManyNamesError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,6 +25,7 @@ OVERLAYS = ("overlay2", "fuse-overlayfs")
 
 _CONTAINER = re.compile(rb"[0-9a-f]{64}")
 _DRIVER = re.compile(rb"[a-z0-9][a-z0-9_-]{0,39}")
+_MAX_DRIVERS = 100
 
 
 @dataclass(slots=True)
@@ -54,8 +55,8 @@ class Areas:
         except OSError as error:
             self.gaps.append(Gap(reason_of(error), f"the data root: {error.strerror}", self._root))
         if self.image is not None:
-            drivers = [name for name, kind in self.listing(self.image) if kind is Kind.DIRECTORY]
-            self.image_drivers = tuple(name.decode() for name in drivers if _DRIVER.fullmatch(name))
+            drivers = self.listing(self.image, matching=_DRIVER, limit=_MAX_DRIVERS)
+            self.image_drivers = tuple(name.decode() for name, kind in drivers if kind is Kind.DIRECTORY)
         return self
 
     def __exit__(
@@ -100,11 +101,13 @@ class Areas:
         outside = [area.path for area in self._open.values() if not within(area.path, self._root)]
         return [self._root, *outside]
 
-    def listing(self, records: Records, *parts: bytes) -> list[tuple[bytes, Kind]]:
-        """The names in a directory of records; that there is none is an empty one."""
+    def listing(
+        self, records: Records, *parts: bytes, matching: re.Pattern[bytes] | None = None, limit: int = MAX_NAMES
+    ) -> list[tuple[bytes, Kind]]:
+        """The names in a directory of records that match; that there is none is an empty one."""
         where = self._where(records, parts)
         try:
-            return records.names(*parts)
+            return records.names(*parts, matching=matching, limit=limit)
         except FileNotFoundError:
             return []
         except TooManyNamesError as error:
@@ -158,9 +161,10 @@ class Areas:
 def _has_shape(records: Records, name: str) -> bool:
     """Whether a directory elsewhere holds what Docker puts into the one of this name."""
     if name == "containers":
-        return any(_CONTAINER.fullmatch(entry) for entry, _ in records.names())
+        return any(records.names(matching=_CONTAINER))
     if name == "image":
-        return any(records.kind(entry, b"layerdb") is Kind.DIRECTORY for entry, _ in records.names())
+        drivers = records.names(matching=_DRIVER, limit=_MAX_DRIVERS)
+        return any(records.kind(entry, b"layerdb") is Kind.DIRECTORY for entry, _ in drivers)
     if name == "volumes":
         return records.kind(b"metadata.db") is Kind.FILE
     return records.kind(b"l") is Kind.DIRECTORY

@@ -20,6 +20,10 @@ _PATH = 4096
 _MAX_MOUNTS = 256
 _MAX_PART = 1 << 18
 """Bytes of one nested object (labels, mounts) that are decoded: what they become in memory is many times as much."""
+_MAX_INTEGER = (1 << 63) - 1
+_MAX_STRINGS = 64
+"""Strings of a list that are kept, each with `_SHORT` characters: there are some forty capabilities."""
+_SHORT = 128
 _NEVER = "0001-01-01T00:00:00Z"
 _HOST_CONFIG = (
     "Privileged ReadonlyRootfs AutoRemove NetworkMode PidMode IpcMode UTSMode UsernsMode CgroupnsMode Runtime "
@@ -70,6 +74,12 @@ class _Mount(msgspec.Struct):
     Destination: _Raw = _EMPTY
     Driver: _Raw = _EMPTY
     RW: _Raw = _EMPTY
+
+
+class _LogConfig(msgspec.Struct):
+    """Its options may hold the token of a log service."""
+
+    Type: _Raw = _EMPTY
 
 
 class _HostConfig(msgspec.Struct):
@@ -134,7 +144,7 @@ class ContainerRecord:
     labels: int | None = None
     mounts: tuple[MountPoint, ...] = ()
     complaints: tuple[str, ...] = field(default=(), compare=False)
-    """What of the record could not be read."""
+    """What of the record could not be read, the mounts first."""
 
 
 class _Fields:
@@ -159,6 +169,13 @@ class _Fields:
     def text(self, raw: msgspec.Raw, name: str, limit: int = _TEXT) -> str:
         return self.take(raw, str, "", name)[:limit]
 
+    def integer(self, raw: msgspec.Raw, name: str) -> int:
+        value = self.take(raw, int, 0, name)
+        if abs(value) <= _MAX_INTEGER:
+            return value
+        self.complaints.append(f"{name}: a number of {value.bit_length()} bits")
+        return 0
+
 
 def parse_config(data: bytes) -> ContainerRecord:
     """`config.v2.json`. Raises `MalformedError` when it is no JSON object."""
@@ -175,17 +192,17 @@ def parse_config(data: bytes) -> ContainerRecord:
         image=fields.text(inner.Image, "Config.Image"),
         hostname=fields.text(inner.Hostname, "Config.Hostname"),
         state=_state(fields, state, started),
-        pid=fields.take(state.Pid, int, 0, "State.Pid"),
-        exit_code=fields.take(state.ExitCode, int, 0, "State.ExitCode") if bytes(state.ExitCode) else None,
+        pid=fields.integer(state.Pid, "State.Pid"),
+        exit_code=fields.integer(state.ExitCode, "State.ExitCode") if bytes(state.ExitCode) else None,
         oom_killed=fields.take(state.OOMKilled, bool, False, "State.OOMKilled"),  # noqa: FBT003
-        restarts=fields.take(config.RestartCount, int, 0, "RestartCount"),
+        restarts=fields.integer(config.RestartCount, "RestartCount"),
         created=fields.text(config.Created, "Created", 64),
         started="" if started == _NEVER else started,
         finished=_time(fields.text(state.FinishedAt, "State.FinishedAt", 64)),
         log_path=fields.text(config.LogPath, "LogPath", _PATH),
         labels=len(fields.take(inner.Labels, dict[str, _Raw], {}, "Config.Labels")),
         mounts=_mounts(fields, config.MountPoints),
-        complaints=tuple(fields.complaints[:20]),
+        complaints=tuple(sorted(fields.complaints, key=lambda one: not one.startswith("MountPoints"))[:20]),
     )
 
 
@@ -234,26 +251,51 @@ def _mounts(fields: _Fields, raw: msgspec.Raw) -> tuple[MountPoint, ...]:
 def parse_host_config(data: bytes) -> dict[str, object]:
     """What of `hostconfig.json` a person looks at first: privileges, namespaces, the log driver.
 
-    Raises `MalformedError` when it is no JSON object.
+    Scalars and flat lists of strings, whatever the record holds: `left_out` names the fields that are anything else or
+    larger. Raises `MalformedError` when it is no JSON object.
     """
     document = decode(data, _HostConfig)
     found: dict[str, object] = {}
+    left_out = []
     for name in _HOST_CONFIG:
-        value = _plain(getattr(document, name))
+        value, whole = _plain(getattr(document, name))
         if value not in (None, "", False, []):
             found[name] = value
-    log = _plain(document.LogConfig)  # its options may hold the token of a log service
-    if isinstance(log, dict) and isinstance(log.get("Type"), str):
-        found["LogDriver"] = log["Type"]
+        if not whole:
+            left_out.append(name)
+    fields = _Fields()
+    driver = fields.text(fields.take(document.LogConfig, _LogConfig, _LogConfig(), "LogConfig").Type, "LogConfig.Type")
+    if driver:
+        found["LogDriver"] = driver
+    if left_out or fields.complaints:
+        found["left_out"] = [*left_out, *(["LogConfig"] if fields.complaints else [])]
     return found
 
 
-def _plain(raw: msgspec.Raw) -> object:
-    """A small JSON value as it is; what is large or malformed is None: the file itself is in the archive."""
+def _plain(raw: msgspec.Raw) -> tuple[object, bool]:
+    """What may stand in a manifest of a JSON value, and whether that is all of it: the file itself is in the archive.
+
+    Nothing nested: what a record nests, every reader of the manifest would have to follow.
+    """
     data = bytes(raw)
-    if not 0 < len(data) <= 8192:
-        return None
+    if data in {b"", b"null"}:
+        return None, True
+    if len(data) > _MAX_PART:
+        return None, False
+    kinds: tuple[type[object], ...] = (bool, int, str)
+    for kind in kinds:
+        try:
+            value = decode(data, kind)
+        except MalformedError:
+            continue
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            return None, False
+        if isinstance(value, str) and len(value) > _TEXT:
+            return value[:_TEXT], False
+        return value, True
     try:
-        return decode(data, object)
+        strings = decode(data, list[str])
     except MalformedError:
-        return None
+        return None, False
+    kept = [text[:_SHORT] for text in strings[:_MAX_STRINGS]]
+    return kept, kept == strings

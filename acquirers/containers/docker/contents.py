@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container as Collection
 from typing import TYPE_CHECKING
 
-from acquirers.base import Flag, FlagKind, Kind, Report
+from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, Report
 from acquirers.containers.docker.areas import OVERLAYS
 from acquirers.containers.parts import Keep, Part, only, without
-from acquirers.containers.paths import mount_of, other_paths, within
+from acquirers.containers.paths import other_paths, within
 
 if TYPE_CHECKING:
+    from acquirers.containers.docker.container import Container
     from acquirers.containers.docker.layers import Layer, Writable
-    from acquirers.containers.docker.store import Container, Store, Volume
-    from acquirers.host import Host
+    from acquirers.containers.docker.store import Store
+    from acquirers.mounts import Mount
 
 _CONFIGURATION = b"/etc/docker"
 _KNOWN = frozenset(
@@ -22,7 +25,8 @@ _KNOWN = frozenset(
 )
 """Names of a data root that this acquirer looks into."""
 
-
+UNCLAIMED = "a writable layer that no container claims: its container was removed, or hidden"
+_CONTAINER = re.compile(rb"[0-9a-f]{64}")
 _MAX_NAMED = 50
 
 
@@ -53,32 +57,77 @@ def layer_part(store: Store, layer: Layer) -> Part:
     return Part(store.areas.overlay_path(layer.driver) + b"/" + layer.id.encode(), without(b"merged"))
 
 
-def volume_part(host: Host, store: Store, volume: Volume) -> tuple[Part, Flag | None]:
-    """A volume with what is mounted over its data, unless that is a directory which holds the data root itself."""
-    data = volume.path + b"/_data"
-    mount = mount_of(host.mounts, data)
-    if mount is not None and mount.point == data:
-        for source in other_paths(host.mounts, mount):
-            if within(store.root.path, source):
-                where = source.decode("utf-8", "replace")
-                detail = f"the volume shows the host's {where}, which holds the data root itself: not part of this"
-                return Part(volume.path), Flag(FlagKind.ELSEWHERE, detail, data)
-    return Part(volume.path, recursive=True), None
+def unclaimed_part(store: Store, driver: str, mount_ids: Collection[str]) -> Part:
+    """Many writable layers that belong to no container, each of them a finding."""
+    base = store.areas.overlay_path(driver)
+
+    def make(report: Report) -> Keep:
+        def keep(path: bytes, _kind: Kind) -> bool:
+            name, _, below = path.partition(b"/")
+            mount_id = name.decode("latin-1").removesuffix("-init")
+            if mount_id not in mount_ids:
+                return False
+            if path == mount_id.encode():
+                report.flag(Flag(FlagKind.FINDING, UNCLAIMED, base + b"/" + path))
+            return below.partition(b"/")[0] != b"merged"
+
+        return keep
+
+    return Part(base, make)
 
 
-def runtime_parts(store: Store, *, configuration: bool) -> Iterator[Part]:
-    """What belongs to no container: the daemon's databases and its configuration."""
+def short_links_part(store: Store, driver: str) -> Part:
+    """All short links: what the layers below one are called in its `lower`."""
+    links = store.areas.overlay_path(driver) + b"/l"
+    return Part(links, lambda _: lambda path, kind: kind is Kind.SYMLINK and b"/" not in path, optional=True)
+
+
+def volume_parts(store: Store, mounts: Sequence[Mount], names: Sequence[bytes]) -> Iterator[Part | Flag]:
+    """Volumes with what is mounted over their data, unless that is a directory which holds the data root itself."""
+    over = showing_the_root(store, mounts)
+    for name in names:
+        path = store.areas.path("volumes") + b"/" + name
+        yield Part(path, recursive=name not in over)
+        if name in over:
+            where = over[name].decode("utf-8", "replace")
+            detail = f"the volume shows the host's {where}, which holds the data root itself: not part of this"
+            yield Flag(FlagKind.ELSEWHERE, detail, path + b"/_data")
+
+
+def showing_the_root(store: Store, mounts: Sequence[Mount]) -> dict[bytes, bytes]:
+    """Names of volumes over whose data a directory is mounted that holds the data root -> that directory."""
+    base = store.areas.path("volumes") + b"/"
+    found = {}
+    for mount in mounts:
+        name, _, rest = mount.point.removeprefix(base).partition(b"/")
+        if not mount.point.startswith(base) or rest != b"_data":
+            continue
+        holding = [path for path in other_paths(mounts, mount) if within(store.root.path, path)]
+        if holding:
+            found[name] = holding[0]
+    return found
+
+
+def runtime_parts(store: Store, apart: Collection[bytes] | None, *, configuration: bool) -> Iterator[Part]:
+    """What belongs to no container: the daemon's databases, its configuration, and all volumes but those of `apart`.
+
+    Of volumes that are stored elsewhere, and of all of them when `apart` is None, there are the records only.
+    """
     root, areas = store.root, store.areas
     yield Part(root.path, _top_level(root.path))
     yield Part(areas.image_path, optional=True)
     yield Part(root.path + b"/network", optional=True)
-    yield Part(areas.path("volumes"), _volume_records, optional=True)
+    volumes = areas.path("volumes")
+    if apart is None:
+        yield Part(volumes, _volume_records, optional=True)
+    else:
+        yield Part(volumes, _unused_volumes(volumes, apart), recursive=True, optional=True)
     yield Part(root.path + b"/buildkit", _databases, optional=True)
     yield Part(root.path + b"/swarm", _without_keys(root.path + b"/swarm"), optional=True)
     yield Part(root.path + b"/runtimes", optional=True)
     yield Part(root.path + b"/plugins", _plugin_records, optional=True)
     if store.strangers:
-        yield Part(areas.path("containers"), _below(store.strangers))
+        yield Part(areas.path("containers"), _strangers)
     if configuration:
         yield Part(_CONFIGURATION, _without_keys(_CONFIGURATION), optional=True)
     for path in (*root.configs, *root.links):
@@ -110,12 +159,30 @@ def _top_level(root: bytes) -> Callable[[Report], Keep]:
 
 def _volume_records(_: Report) -> Keep:
     """Each volume as a directory, its options, and whatever is no volume."""
+    return _is_volume_record
 
-    def keep(path: bytes, kind: Kind) -> bool:
-        _, below, rest = path.partition(b"/")
-        return not below or (rest == b"opts.json" and kind is not Kind.DIRECTORY)
 
-    return keep
+def _is_volume_record(path: bytes, kind: Kind) -> bool:
+    _, below, rest = path.partition(b"/")
+    return not below or (rest == b"opts.json" and kind is not Kind.DIRECTORY)
+
+
+def _unused_volumes(directory: bytes, apart: Collection[bytes]) -> Callable[[Report], Keep]:
+    """The records of all, and of those that are not stored elsewhere everything: one walk, however many there are."""
+
+    def make(report: Report) -> Keep:
+        def keep(path: bytes, kind: Kind) -> bool:
+            name, _, rest = path.partition(b"/")
+            if name in apart:
+                return _is_volume_record(path, kind)
+            if kind is Kind.SYMLINK and rest in {b"", b"_data"}:
+                detail = "a volume whose data is a link: not followed" if rest else "a volume that is a link"
+                report.gap(Gap(Reason.MALFORMED, detail, directory + b"/" + path))
+            return True
+
+        return keep
+
+    return make
 
 
 def _databases(_: Report) -> Keep:
@@ -132,10 +199,14 @@ def _plugin_records(_: Report) -> Keep:
     return keep
 
 
-def _below(names: Iterable[bytes]) -> Callable[[Report], Keep]:
-    """These names of the directory, with all that is below them."""
-    wanted = frozenset(names)
-    return lambda _: lambda path, _kind: path.partition(b"/")[0] in wanted
+def _strangers(_: Report) -> Keep:
+    """Whatever lies among the containers and is none, with all that is below it."""
+
+    def keep(path: bytes, kind: Kind) -> bool:
+        name, below, _ = path.partition(b"/")
+        return not _CONTAINER.fullmatch(name) or not (below or kind is Kind.DIRECTORY)
+
+    return keep
 
 
 def _without_keys(directory: bytes) -> Callable[[Report], Keep]:

@@ -9,6 +9,7 @@ read; what either of them names is taken, and that they disagree is a finding. F
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,15 @@ UNSUPPORTED = {
 _LAYER_ID = re.compile(r"[0-9a-f]{64}|[0-9a-z]{25}")
 _MOUNT_ID = re.compile(r"[0-9a-f]{64}")
 _INIT_ID = re.compile(r"[0-9a-f]{64}-init")
+_DIRECTORY = re.compile(rb"[0-9a-f]{64}(?:-init)?")
+_RECORD = re.compile(rb"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _SHORT = re.compile(rb"l/([A-Z0-9]{26})")
 _TARGET = re.compile(rb"\.\./([0-9a-f]{64}-init|[0-9a-f]{64}|[0-9a-z]{25})/diff")
 _MAX_CHAIN = 500
 _MAX_LOWER = 1 << 16
+_MAX_KNOWN = 20_000
+"""Records of image layers that are kept, so as not to be read again for the next container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Writable:
     layers: tuple[Layer, ...] = ()
     """Image layers, the topmost first."""
     links: tuple[bytes, ...] = ()
-    """Names in `<driver>/l` of all these directories."""
+    """Names in `<driver>/l` of all these directories: see `LayerStore.add_links`."""
     gaps: list[Gap] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
 
@@ -106,7 +111,6 @@ class LayerStore:
         chain = self._by_links(found, overlay)
         found.layers = tuple(chain.layers)
         found.gaps += chain.trouble
-        self._add_links(found, overlay)
         return found
 
     def mounts(self) -> dict[str, str]:
@@ -116,24 +120,44 @@ class LayerStore:
         for driver in self._drivers(""):
             if image is None:
                 break
-            for name, kind in self._areas.listing(image, driver.encode(), b"layerdb", b"mounts"):
-                if kind is Kind.DIRECTORY and _MOUNT_ID.fullmatch(name.decode("latin-1")):
+            for name, kind in self._areas.listing(image, driver.encode(), b"layerdb", b"mounts", matching=_RECORD):
+                if kind is Kind.DIRECTORY:
                     found.setdefault(name.decode("ascii"), driver)
         return found
 
-    def unclaimed(self, claimed: set[str]) -> list[tuple[str, str]]:
-        """(driver, mount id) of writable layers that no container claims: they have an init layer beside them."""
-        found = []
+    def unclaimed(self, claimed: Container[str], needed: Container[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """(driver, mount id) of writable layers that no container claims.
+
+        First those with an init layer beside them, then what neither a container nor an image names and nothing else
+        stands on. `needed`, of (driver, id) of image layers, may grow with each of them: they stand on layers, too.
+        """
         for driver in OVERLAYS:
             overlay = self._areas.overlay(driver)
             if overlay is None:
                 continue
-            names = {name.decode("latin-1") for name, kind in self._areas.listing(overlay) if kind is Kind.DIRECTORY}
-            for name in sorted(names):
-                mount_id = name.removesuffix("-init")
-                if _INIT_ID.fullmatch(name) and mount_id in names and mount_id not in claimed:
-                    found.append((driver, mount_id))
-        return found
+            listed = self._areas.listing(overlay, matching=_DIRECTORY)
+            names = {name.decode("ascii") for name, kind in listed if kind is Kind.DIRECTORY}
+            left = sorted(name for name in names if not name.endswith("-init") and name not in claimed)
+            yield from ((driver, name) for name in left if name + "-init" in names)
+            nameless = {name for name in left if name + "-init" not in names and (driver, name) not in needed}
+            for name in self._nameless(driver, nameless, overlay):
+                if (driver, name) not in needed:
+                    yield driver, name
+
+    def _nameless(self, driver: str, names: set[str], overlay: Records) -> list[str]:
+        """Those of the directories that hold a layer and are none of an image's, what stands on others first."""
+        image = self._areas.image
+        where = (driver.encode(), b"layerdb", b"sha256")
+        if image is not None and names:
+            for record, _ in self._areas.listing(image, *where, matching=_RECORD):
+                names.discard(_optional(image, _LAYER_ID, "cache-id", *where, record))
+        layers = [name for name in names if _is_directory(overlay, (name.encode(), b"diff"))]
+        if len(layers) > _MAX_KNOWN:
+            return sorted(layers)  # more than are taken: the order is no longer worth its while
+        below: set[str] = set()
+        for name in layers:
+            below.update(layer.id for layer in self._by_links(Writable(driver, name), overlay).layers)
+        return sorted(layers, key=lambda name: (name in below, name))
 
     def _drivers(self, first: str) -> list[str]:
         names = [name for name in self._areas.image_drivers if name != first]
@@ -166,7 +190,6 @@ class LayerStore:
             directory = self._areas.overlay_path(driver) + b"/" + found.mount_id.encode()
             found.gaps.append(Gap(Reason.VANISHED, "the writable layer is not there", directory))
         self._join(found, self._by_layerdb(image, driver, where, overlay), self._by_links(found, overlay), path)
-        self._add_links(found, overlay)
         return found
 
     def _join(self, found: Writable, by_layerdb: _Chain, by_links: _Chain, path: bytes) -> None:
@@ -227,6 +250,9 @@ class LayerStore:
         size = _optional(image, re.compile(r"\d{1,18}"), "size", *where)
         diff_id = _optional(image, _DIGEST, "diff", *where)
         layer = Layer(driver, cache_id, digest, diff_id, int(size) if size else None)
+        if len(self._layers) >= _MAX_KNOWN:
+            self._layers.clear()
+            self._by_id.clear()
         self._layers[driver, digest] = layer, parent
         self._by_id[driver, cache_id] = layer
         return layer, parent
@@ -269,8 +295,11 @@ class LayerStore:
         elif layer not in chain.layers:
             chain.layers.append(layer)
 
-    def _add_links(self, found: Writable, overlay: Records) -> None:
+    def add_links(self, found: Writable) -> None:
         """The short links of the writable layer, of its init layer and of all layers below."""
+        overlay = self._areas.overlay(found.driver)
+        if overlay is None or not found.mount_id:
+            return
         names: dict[bytes, None] = {}
         directories = [found.mount_id, found.init_id, *(layer.id for layer in found.layers)]
         for directory in directories:

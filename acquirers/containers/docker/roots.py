@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
 from acquirers.containers.docker.daemons import live_daemons
-from acquirers.containers.docker.settings import parse_daemon_json, parse_homes, parse_lines
+from acquirers.containers.docker.settings import MAX_LINES, is_cut, parse_daemon_json, parse_homes, parse_lines
 from acquirers.containers.paths import mount_of, resolve, within
-from acquirers.containers.records import MalformedError
-from acquirers.root import ForeignMountError
+from acquirers.containers.records import MalformedError, Records, TooManyNamesError
+from acquirers.root import ForeignMountError, TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from acquirers.containers.docker.settings import Settings
     from acquirers.host import Host
+    from acquirers.mounts import Mount
 
 DEFAULTS = (b"/var/lib/docker", b"/var/snap/docker/common/var-lib-docker")
 DAEMON_JSON = (b"/etc/docker/daemon.json", b"/var/snap/docker/current/config/daemon.json")
@@ -38,7 +39,15 @@ UNIT_DIRECTORIES = (
 VARIABLES = (b"/etc/default/docker", b"/etc/sysconfig/docker", b"/etc/conf.d/docker", b"/etc/sysconfig/docker-storage")
 
 _MAX_CONFIG = 1 << 18
+_MAX_PASSWD = 4 << 20
 _MAX_DROP_INS = 100
+_MAX_NAMES = 10_000
+"""Names of a directory that may be a data root: a real one has some twenty."""
+_MAX_PATH = 4096
+_MAX_TOLD = 1000
+"""Data roots, gaps and flags of the search that are kept."""
+_MAX_SOURCES = 20
+"""Of one data root: what else names it is told of nowhere, and was read."""
 _SHAPE = (b"containers", b"image", b"overlay2")
 _REMAPPED = re.compile(rb"\d{1,10}\.\d{1,10}")
 _STORED = re.compile(rb"/(?:volumes/[^/]+/_data|(?:overlay2|fuse-overlayfs)/[0-9a-z]{25,64}/(?:diff|merged))(?:/|\Z)")
@@ -74,8 +83,14 @@ class Found:
     flags: list[Flag] = field(default_factory=list)
 
     def gap(self, gap: Gap) -> None:
-        if gap not in self.gaps:
-            self.gaps.append(gap)
+        if len(self.gaps) < _MAX_TOLD and gap not in self.gaps:
+            more = Gap(Reason.LIMIT, f"{_MAX_TOLD} gaps of the search for data roots: further ones are not told")
+            self.gaps.append(gap if len(self.gaps) < _MAX_TOLD - 1 else more)
+
+    def flag(self, flag: Flag) -> None:
+        if len(self.flags) < _MAX_TOLD:
+            more = Flag(flag.kind, f"{_MAX_TOLD} flags of the search for data roots: further ones are not told")
+            self.flags.append(flag if len(self.flags) < _MAX_TOLD - 1 else more)
 
 
 def find_roots(host: Host) -> Found:
@@ -94,11 +109,11 @@ def find_roots(host: Host) -> Found:
             search.daemon_json(daemon.config_file, pid=daemon.pid)
         if daemon.data_root is not None:
             search.candidate(daemon.data_root, f"used by the live dockerd {daemon.pid}", pid=daemon.pid)
-    for mount in host.mounts:
+    for mount in search.mounts:
         if mount.fstype == b"overlay" and (match := _MERGED.fullmatch(mount.point)):
             search.candidate(match[1], "a mounted overlay filesystem")
-    for home in _homes(host):
-        if not _may_enter(host, home, search.found):
+    for home in _homes(host, search.found):
+        if not _may_enter(host, home, search.mounts, search.found):
             search.found.unseen.append(home)
             continue
         search.candidate(home + b"/.local/share/docker", "rootless default")
@@ -114,6 +129,10 @@ def _leave_out_nested(found: Found) -> None:
 
     Only there: a root that claims to be above all others (`"data-root": "/"`) must not make them disappear.
     """
+    if len(found.roots) > _MAX_TOLD:
+        detail = f"{len(found.roots)} Docker data roots, of which {_MAX_TOLD} are taken"
+        found.gaps.append(Gap(Reason.LIMIT, detail, found.roots[_MAX_TOLD].path))
+        del found.roots[_MAX_TOLD:]
     outer = []
     for root in found.roots:
         inside = (root.path[len(other.path) :] for other in found.roots if within(root.path, other.path))
@@ -130,6 +149,8 @@ class _Search:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.mounts = host.mounts
+        """Taken once: a machine may have thousands of mounts, and thousands of homes."""
         self._seen: dict[tuple[int, int], DataRoot | None] = {}
         self._read_already: set[bytes] = set()
         self.found = Found()
@@ -146,20 +167,27 @@ class _Search:
             if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
                 self.found.gap(Gap(reason_of(error), f"a Docker data root ({how}): {error.strerror}", path))
             elif config is not None or pid is not None:
-                self.found.flags.append(Flag(FlagKind.FINDING, f"no Docker data root is here ({how})", path))
+                self.found.flag(Flag(FlagKind.FINDING, f"no Docker data root is here ({how})", path))
             return
         if root is None:
             return
-        if how not in root.found_by:
+        if how not in root.found_by and len(root.found_by) < _MAX_SOURCES:
             root.found_by.append(how)
         if config is not None and config not in root.configs:
-            root.configs.append(config)
+            self._add_config(root, config)
         if pid is not None and pid not in root.pids:
             root.pids.append(pid)
 
+    def _add_config(self, root: DataRoot, config: bytes) -> None:
+        if len(root.configs) < _MAX_SOURCES:
+            root.configs.append(config)
+            return
+        detail = f"more than {_MAX_SOURCES} configuration files name the data root: this one is not taken"
+        self.found.gap(Gap(Reason.LIMIT, detail, config))
+
     def _examine(self, path: bytes, how: str) -> DataRoot | None:
         host = self._host
-        mount = mount_of(host.mounts, path)
+        mount = mount_of(self.mounts, path)
         if mount is not None and not mount.local:
             # Not even looked at: a dead server would hold the whole run.
             detail = f"a Docker data root ({how}) on {mount.fstype.decode('ascii', 'replace')}, which is not entered"
@@ -183,7 +211,11 @@ class _Search:
     def _remapped(self, path: bytes) -> None:
         """`userns-remap` moves the whole tree into a child that is named after the remapped root."""
         try:
-            names = self._host.names(path)
+            names = _names(self._host, path)
+        except TooManyNamesError as error:
+            detail = f"{error.strerror}: not searched for the data roots of user namespaces"
+            self.found.gap(Gap(Reason.LIMIT, detail, path))
+            names = [name for name, _ in error.first]
         except OSError:
             # May be passed through but not listed: a root of its own was noted, a child would need its name.
             if path not in self.found.denied:
@@ -212,15 +244,27 @@ class _Search:
     def lines(self, path: bytes) -> None:
         """A unit file, or a file of shell variables."""
         data = self._read(path)
-        if data is not None:
-            self._follow(parse_lines(data), path, None)
+        if data is None:
+            return
+        if is_cut(data):
+            detail = f"the configuration of a Docker daemon has more than {MAX_LINES} lines: the rest was not looked at"
+            self.found.gap(Gap(Reason.LIMIT, detail, path))
+        self._follow(parse_lines(data), path, None)
 
     def _follow(self, settings: Settings, source: bytes, pid: int | None) -> None:
-        if settings.data_root is not None and settings.data_root.startswith(b"/"):
+        if settings.data_root is not None and self._is_path(settings.data_root, "data root", source):
             how = "named in " + source.decode("utf-8", "replace")
             self.candidate(settings.data_root, how, config=source, pid=pid)
-        if settings.config_file is not None and settings.config_file.startswith(b"/"):
+        if settings.config_file is not None and self._is_path(settings.config_file, "configuration file", source):
             self.daemon_json(settings.config_file)
+
+    def _is_path(self, told: bytes, what: str, source: bytes) -> bool:
+        """What is relative, or to be filled in by systemd or a shell, leads nowhere from here: a gap."""
+        if told.startswith(b"/") and len(told) < _MAX_PATH:
+            return True
+        detail = f"the {what} of a Docker daemon is no absolute path, and was not looked for: {told[:200]!r}"
+        self.found.gap(Gap(Reason.MALFORMED, detail, source))
+        return False
 
     def _read(self, path: bytes) -> bytes | None:
         try:
@@ -228,7 +272,7 @@ class _Search:
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
                 detail = f"the configuration of a Docker daemon: {error.strerror}"
-                self.found.gap(Gap(reason_of(error), detail, path))
+                self.found.gap(Gap(_reason(error), detail, path))
             return None
 
 
@@ -254,23 +298,25 @@ def _units(host: Host, directories: tuple[bytes, ...], found: Found) -> Iterator
         yield directory + b"/docker.service"
         drop_ins = directory + b"/docker.service.d"
         try:
-            names = host.names(drop_ins)
+            names = _names(host, drop_ins)
+        except TooManyNamesError as error:
+            names = [name for name, _ in error.first]
         except ForeignMountError as error:
             found.gap(Gap(Reason.NOT_CROSSED, f"drop-ins for a Docker daemon: {error.strerror}", drop_ins))
             continue
         except OSError:
             continue  # hardly any machine has them; what may not be listed belongs to root, as the data root does
         if len(names) > _MAX_DROP_INS:
-            detail = f"{len(names)} drop-ins, of which {_MAX_DROP_INS} were looked at"
+            detail = f"{len(names)} drop-ins or more, of which {_MAX_DROP_INS} were looked at"
             found.gap(Gap(Reason.LIMIT, detail, drop_ins))
         for name in names[:_MAX_DROP_INS]:
             if name.endswith(b".conf"):
                 yield drop_ins + b"/" + name
 
 
-def _may_enter(host: Host, home: bytes, found: Found) -> bool:
+def _may_enter(host: Host, home: bytes, mounts: Sequence[Mount], found: Found) -> bool:
     """Whether a home directory can be looked into: not that of another user, not one on a server that may be dead."""
-    mount = mount_of(host.mounts, home)
+    mount = mount_of(mounts, home)
     if mount is not None and not mount.local:
         return False
     try:
@@ -288,8 +334,28 @@ def _may_enter(host: Host, home: bytes, found: Found) -> bool:
     return True
 
 
-def _homes(host: Host) -> list[bytes]:
+def _homes(host: Host, found: Found) -> list[bytes]:
+    """The homes of everybody who may run a daemon without root. Whose are not read from here are a gap."""
+    path = b"/etc/passwd"
+    what = "the data roots of rootless daemons"
     try:
-        return parse_homes(host.read(b"/etc/passwd"))
-    except OSError:
+        data = host.read(path, _MAX_PASSWD)
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        found.gap(Gap(_reason(error), f"{what} were not looked for, the list of homes: {error.strerror}", path))
+        return []
+    if is_cut(data):
+        detail = f"{what} were looked for in the homes of the first {MAX_LINES} lines only"
+        found.gap(Gap(Reason.LIMIT, detail, path))
+    return parse_homes(data)
+
+
+def _names(host: Host, path: bytes) -> list[bytes]:
+    """The names of a directory that should have few. Raises `TooManyNamesError`, which holds some."""
+    with Records.open(host, path) as records:
+        return [name for name, _ in records.names(limit=_MAX_NAMES)]
+
+
+def _reason(error: OSError) -> Reason:
+    return Reason.LIMIT if isinstance(error, TooLargeError) else reason_of(error)

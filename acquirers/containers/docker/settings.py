@@ -22,7 +22,8 @@ _SHORT = re.compile(rb"-[Dv]*g(?:=(.*)|(.*))", re.DOTALL)
 
 _ASSIGNED = re.compile(r"\s*(?:ExecStart|Environment|(?:export\s+)?[A-Z][A-Z0-9_]*)\s*=")
 _MAX_TEXT = 4096
-_MAX_LINES = 10_000
+MAX_LINES = 10_000
+"""Lines of one file that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,15 @@ def _text(raw: msgspec.Raw) -> str:
     return text
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether `parse_lines` and `parse_homes` look at the beginning only."""
+    return data.rstrip(b"\n").count(b"\n") >= MAX_LINES
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return data.split(b"\n", MAX_LINES)[:MAX_LINES]
+
+
 def parse_lines(data: bytes) -> Settings:
     """A systemd unit, a drop-in, or a file of shell variables (/etc/default/docker, /etc/sysconfig/docker).
 
@@ -82,8 +92,8 @@ def parse_lines(data: bytes) -> Settings:
     """
     root: bytes | None = None
     config: bytes | None = None
-    text = os.fsdecode(data).replace("\\\n", " ")
-    for line in text.split("\n")[:_MAX_LINES]:
+    text = os.fsdecode(b"\n".join(_lines(data))).replace("\\\n", " ")
+    for line in text.split("\n"):
         if not _ASSIGNED.match(line):
             continue
         name, _, value = line.partition("=")
@@ -109,7 +119,7 @@ def _split(text: str) -> list[str]:
 def parse_homes(data: bytes) -> list[bytes]:
     """The home directories of a passwd(5) file, each once, in its order."""
     homes: dict[bytes, None] = {}
-    for line in data.split(b"\n")[:_MAX_LINES]:
+    for line in _lines(data):
         fields = line.split(b":")
         if len(fields) == 7 and fields[5].startswith(b"/") and b"\0" not in fields[5] and len(fields[5]) <= _MAX_TEXT:
             homes[fields[5].rstrip(b"/") or b"/"] = None

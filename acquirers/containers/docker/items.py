@@ -1,0 +1,191 @@
+"""The items of one data root. Each container is read when its turn comes, and forgotten when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from acquirers.base import Flag, FlagKind, Gap, Item, Layers, Reason
+from acquirers.containers.docker.about import about_container, about_layer, about_runtime
+from acquirers.containers.docker.container import ContainerReader
+from acquirers.containers.docker.contents import (
+    UNCLAIMED,
+    container_parts,
+    layer_part,
+    runtime_parts,
+    short_links_part,
+    showing_the_root,
+    unclaimed_part,
+    volume_parts,
+    writable_parts,
+)
+from acquirers.containers.parts import Archive, Part
+
+if TYPE_CHECKING:
+    from acquirers.base import Scope
+    from acquirers.containers.docker.areas import Areas
+    from acquirers.containers.docker.container import Container
+    from acquirers.containers.docker.store import Room, Store, Summary
+    from acquirers.containers.item_names import ItemNames
+    from acquirers.host import Host
+
+_DIRECTORY = "containers/docker"
+_MEDIA_TYPE = "application/x-tar"
+_MAX_SINGLE = 100
+"""Unclaimed layers that are items of their own. Where there are more, something has gone wrong for long, and an item
+costs more than what is in most of them."""
+_MAX_USERS = 100
+"""Containers that are named with a layer."""
+
+
+def make_item(
+    names: ItemNames,
+    name: str,
+    archive: Archive,
+    about: Mapping[str, object],
+    *,
+    below: str = "",
+    size: int | None = None,
+) -> Item:
+    return Item(names.take(_DIRECTORY + below, name), _MEDIA_TYPE, archive, size, about)
+
+
+@dataclass(slots=True)
+class _Users:
+    """Who stands on a layer."""
+
+    ids: list[str] = field(default_factory=list)
+    count: int = 0
+
+
+class Items:
+    """Makes them one after the other, while the areas of the data root are open."""
+
+    def __init__(self, host: Host, scope: Scope, names: ItemNames, store: Store, areas: Areas, room: Room) -> None:
+        self._host = host
+        self._scope = scope
+        self._names = names
+        self._store = store
+        self._room = room
+        self._reader = ContainerReader(host, areas)
+        self._narrowed = bool(scope.containers)
+        self._stored: dict[bytes, str] = {}
+        """Volume -> the item that it is stored in."""
+        self._users: dict[tuple[str, str], _Users] = {}
+
+    def runtime(self, gaps: list[Gap], flags: list[Flag], *, configuration: bool) -> Item:
+        store = self._store
+        flags = [*flags, *store.flags]
+        gaps = [*gaps, *store.gaps]
+        more: list[Part] = []
+        apart: set[bytes] | None = None
+        if not self._narrowed:
+            gaps += store.strange
+            mounts = self._host.mounts
+            over = [name for name in showing_the_root(store, mounts) if name not in store.volumes]
+            self._divide(volume_parts(store, mounts, over), more, flags)
+            apart = {*store.volumes, *over}
+        parts = [*runtime_parts(store, apart, configuration=configuration), *more]
+        return make_item(self._names, "runtime", self._archive(parts, gaps, flags), about_runtime(store))
+
+    def containers(self) -> Iterator[Item]:
+        for summary in self._store.chosen:
+            yield self._container(summary)
+
+    def _container(self, summary: Summary) -> Item:
+        store = self._store
+        container = self._reader.read(summary.id, summary.driver, present=summary.present)
+        path = self._names.take(_DIRECTORY, f"{container.id[:12]}-{container.name or summary.name or 'unnamed'}")
+        gaps, flags = list(container.gaps), list(container.flags)
+        if container.writable is not None:
+            self._reader.layers.add_links(container.writable)
+            gaps += container.writable.gaps
+            flags += container.writable.flags
+        self._note_layers(container)
+        parts = list(container_parts(store, container))
+        # Those of the survey too, whatever the record says by now: nothing else takes them.
+        names = list(dict.fromkeys((*summary.volumes, *container.volumes)))
+        for name in names:
+            if name in self._stored:
+                detail = f"a volume of several containers: stored in {self._stored[name]}"
+                flags.append(Flag(FlagKind.ELSEWHERE, detail, store.areas.path("volumes") + b"/" + name))
+        mine = [name for name in names if name not in self._stored]
+        self._stored.update(dict.fromkeys(mine, path))
+        if mine:
+            self._divide(volume_parts(store, self._host.mounts, mine), parts, flags)
+        return Item(path, _MEDIA_TYPE, self._archive(parts, gaps, flags), None, about_container(store, container))
+
+    def unclaimed(self) -> Iterator[Item]:
+        """Writable layers without a container: nobody can select them, so they are taken unless somebody does."""
+        if self._narrowed:
+            return
+        for driver, mount_id in self._store.unclaimed[:_MAX_SINGLE]:
+            writable = self._reader.layers.from_mount_id(driver, mount_id)
+            if writable is None:
+                directory = self._store.areas.overlay_path(driver) + b"/" + mount_id.encode()
+                gaps, parts = [Gap(Reason.VANISHED, "a writable layer that no container claims", directory)], []
+            else:
+                self._reader.layers.add_links(writable)
+                gaps, parts = writable.gaps, list(writable_parts(self._store, writable))
+            where = self._store.areas.overlay_path(driver) + b"/" + mount_id.encode()
+            archive = self._archive(parts, gaps, [Flag(FlagKind.FINDING, UNCLAIMED, where)])
+            about = {"runtime": "docker", "data_root": self._store.root.path, "unclaimed": mount_id}
+            yield make_item(self._names, f"{mount_id[:12]}-unclaimed", archive, about)
+        rest: dict[str, set[str]] = {}
+        for driver, mount_id in self._store.unclaimed[_MAX_SINGLE:]:
+            rest.setdefault(driver, set()).add(mount_id)
+        for driver, mount_ids in rest.items():
+            yield self._all_unclaimed(driver, mount_ids)
+
+    def _all_unclaimed(self, driver: str, mount_ids: set[str]) -> Item:
+        """Many of them in one item."""
+        store = self._store
+        gaps: list[Gap] = []
+        untold = 0
+        for mount_id in sorted(mount_ids):
+            writable = self._reader.layers.from_mount_id(driver, mount_id)
+            for gap in writable.gaps if writable is not None else []:
+                if len(gaps) < _MAX_SINGLE:
+                    gaps.append(gap)
+                else:
+                    untold += 1
+        if untold:
+            detail = f"{untold} further gaps of unclaimed layers, as those that are told"
+            gaps.append(Gap(Reason.MALFORMED, detail, store.areas.overlay_path(driver)))
+        parts = [unclaimed_part(store, driver, mount_ids), short_links_part(store, driver)]
+        about = {"runtime": "docker", "data_root": store.root.path, "unclaimed_layers": len(mount_ids)}
+        return make_item(self._names, f"{driver}-unclaimed", self._archive(parts, gaps, []), about)
+
+    def layers(self) -> Iterator[Item]:
+        """Each image layer that something selected stands on, the most shared ones not twice."""
+        if self._scope.layers is not Layers.ALL:
+            return
+        for key, layer in self._store.layers.items():
+            if key in self._store.wanted:
+                users = self._users.get(key, _Users())
+                about = about_layer(self._store, layer, users.ids, users.count)
+                archive = self._archive([layer_part(self._store, layer)], [], [])
+                yield make_item(self._names, layer.id[:12], archive, about, below="/layers", size=layer.size)
+
+    def _note_layers(self, container: Container) -> None:
+        """Also those that nothing stood on when the survey was made."""
+        self._store.need(container.layers, self._room, wanted=True)
+        for layer in container.layers:
+            if (layer.driver, layer.id) not in self._store.layers:
+                continue
+            users = self._users.setdefault((layer.driver, layer.id), _Users())
+            users.count += 1
+            if len(users.ids) < _MAX_USERS:
+                users.ids.append(container.id)
+
+    def _archive(self, parts: list[Part], gaps: list[Gap], flags: list[Flag]) -> Archive:
+        return Archive(self._host, self._scope, parts, gaps, flags)
+
+    @staticmethod
+    def _divide(found: Iterator[Part | Flag], parts: list[Part], flags: list[Flag]) -> None:
+        for one in found:
+            if isinstance(one, Part):
+                parts.append(one)
+            else:
+                flags.append(one)
