@@ -41,6 +41,8 @@ class Container:
     writable: Writable | None = None
     volumes: list[bytes] = field(default_factory=list)
     """Names of those of the local driver that are there."""
+    links: list[bytes] = field(default_factory=list)
+    """Those of them that are links, which stand among the records of all volumes."""
     gaps: list[Gap] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
 
@@ -174,6 +176,7 @@ class ContainerReader:
             return
         container.volumes.append(name)
         if kind is Kind.SYMLINK:
+            container.links.append(name)
             container.gaps.append(Gap(Reason.MALFORMED, "a volume that is a link: not followed", where))
         elif records is not None and _kind(records, name, b"_data") is Kind.SYMLINK:
             detail = "a volume whose data is a link: not followed"

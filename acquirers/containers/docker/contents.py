@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Container as Collection
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, Report
@@ -31,7 +30,7 @@ _MAX_NAMED = 50
 
 
 def container_parts(store: Store, container: Container) -> Iterator[Part]:
-    """Records, logs, the writable layer and its links. Volumes come from `volume_part`."""
+    """Records, logs, the writable layer and its links. Volumes come from `volume_parts`."""
     if container.present:
         yield Part(container.path, recursive=True)  # mounts/shm, secrets and configs are tmpfs
     writable = container.writable
@@ -57,7 +56,7 @@ def layer_part(store: Store, layer: Layer) -> Part:
     return Part(store.areas.overlay_path(layer.driver) + b"/" + layer.id.encode(), without(b"merged"))
 
 
-def unclaimed_part(store: Store, driver: str, mount_ids: Collection[str]) -> Part:
+def unclaimed_part(store: Store, driver: str, mount_ids: frozenset[str]) -> Part:
     """Many writable layers that belong to no container, each of them a finding."""
     base = store.areas.overlay_path(driver)
 
@@ -82,16 +81,18 @@ def short_links_part(store: Store, driver: str) -> Part:
     return Part(links, lambda _: lambda path, kind: kind is Kind.SYMLINK and b"/" not in path, optional=True)
 
 
-def volume_parts(store: Store, mounts: Sequence[Mount], names: Sequence[bytes]) -> Iterator[Part | Flag]:
+def volume_parts(store: Store, mounts: Sequence[Mount], names: Iterable[bytes]) -> tuple[list[Part], list[Flag]]:
     """Volumes with what is mounted over their data, unless that is a directory which holds the data root itself."""
     over = showing_the_root(store, mounts)
+    parts, flags = [], []
     for name in names:
         path = store.areas.path("volumes") + b"/" + name
-        yield Part(path, recursive=name not in over)
+        parts.append(Part(path, recursive=name not in over))
         if name in over:
             where = over[name].decode("utf-8", "replace")
             detail = f"the volume shows the host's {where}, which holds the data root itself: not part of this"
-            yield Flag(FlagKind.ELSEWHERE, detail, path + b"/_data")
+            flags.append(Flag(FlagKind.ELSEWHERE, detail, path + b"/_data"))
+    return parts, flags
 
 
 def showing_the_root(store: Store, mounts: Sequence[Mount]) -> dict[bytes, bytes]:
@@ -108,7 +109,7 @@ def showing_the_root(store: Store, mounts: Sequence[Mount]) -> dict[bytes, bytes
     return found
 
 
-def runtime_parts(store: Store, apart: Collection[bytes] | None, *, configuration: bool) -> Iterator[Part]:
+def runtime_parts(store: Store, apart: frozenset[bytes] | None, *, configuration: bool) -> Iterator[Part]:
     """What belongs to no container: the daemon's databases, its configuration, and all volumes but those of `apart`.
 
     Of volumes that are stored elsewhere, and of all of them when `apart` is None, there are the records only.
@@ -167,7 +168,7 @@ def _is_volume_record(path: bytes, kind: Kind) -> bool:
     return not below or (rest == b"opts.json" and kind is not Kind.DIRECTORY)
 
 
-def _unused_volumes(directory: bytes, apart: Collection[bytes]) -> Callable[[Report], Keep]:
+def _unused_volumes(directory: bytes, apart: frozenset[bytes]) -> Callable[[Report], Keep]:
     """The records of all, and of those that are not stored elsewhere everything: one walk, however many there are."""
 
     def make(report: Report) -> Keep:

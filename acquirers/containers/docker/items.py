@@ -78,15 +78,16 @@ class Items:
         store = self._store
         flags = [*flags, *store.flags]
         gaps = [*gaps, *store.gaps]
-        more: list[Part] = []
-        apart: set[bytes] | None = None
+        volumes: list[Part] = []
+        apart: frozenset[bytes] | None = None
         if not self._narrowed:
             gaps += store.strange
             mounts = self._host.mounts
-            over = [name for name in showing_the_root(store, mounts) if name not in store.volumes]
-            self._divide(volume_parts(store, mounts, over), more, flags)
-            apart = {*store.volumes, *over}
-        parts = [*runtime_parts(store, apart, configuration=configuration), *more]
+            unused = [name for name in showing_the_root(store, mounts) if name not in store.volumes]
+            volumes, told = volume_parts(store, mounts, unused)
+            flags += told
+            apart = frozenset((*store.volumes, *unused))
+        parts = [*runtime_parts(store, apart, configuration=configuration), *volumes]
         return make_item(self._names, "runtime", self._archive(parts, gaps, flags), about_runtime(store))
 
     def containers(self) -> Iterator[Item]:
@@ -110,10 +111,12 @@ class Items:
             if name in self._stored:
                 detail = f"a volume of several containers: stored in {self._stored[name]}"
                 flags.append(Flag(FlagKind.ELSEWHERE, detail, store.areas.path("volumes") + b"/" + name))
-        mine = [name for name in names if name not in self._stored]
+        mine = [name for name in names if name not in self._stored and name not in container.links]
         self._stored.update(dict.fromkeys(mine, path))
         if mine:
-            self._divide(volume_parts(store, self._host.mounts, mine), parts, flags)
+            volumes, told = volume_parts(store, self._host.mounts, mine)
+            parts += volumes
+            flags += told
         return Item(path, _MEDIA_TYPE, self._archive(parts, gaps, flags), None, about_container(store, container))
 
     def unclaimed(self) -> Iterator[Item]:
@@ -121,24 +124,26 @@ class Items:
         if self._narrowed:
             return
         for driver, mount_id in self._store.unclaimed[:_MAX_SINGLE]:
-            writable = self._reader.layers.from_mount_id(driver, mount_id)
-            if writable is None:
-                directory = self._store.areas.overlay_path(driver) + b"/" + mount_id.encode()
-                gaps, parts = [Gap(Reason.VANISHED, "a writable layer that no container claims", directory)], []
-            else:
-                self._reader.layers.add_links(writable)
-                gaps, parts = writable.gaps, list(writable_parts(self._store, writable))
-            where = self._store.areas.overlay_path(driver) + b"/" + mount_id.encode()
-            archive = self._archive(parts, gaps, [Flag(FlagKind.FINDING, UNCLAIMED, where)])
-            about = {"runtime": "docker", "data_root": self._store.root.path, "unclaimed": mount_id}
-            yield make_item(self._names, f"{mount_id[:12]}-unclaimed", archive, about)
+            yield self._one_unclaimed(driver, mount_id)
         rest: dict[str, set[str]] = {}
         for driver, mount_id in self._store.unclaimed[_MAX_SINGLE:]:
             rest.setdefault(driver, set()).add(mount_id)
         for driver, mount_ids in rest.items():
-            yield self._all_unclaimed(driver, mount_ids)
+            yield self._all_unclaimed(driver, frozenset(mount_ids))
 
-    def _all_unclaimed(self, driver: str, mount_ids: set[str]) -> Item:
+    def _one_unclaimed(self, driver: str, mount_id: str) -> Item:
+        store = self._store
+        where = store.areas.overlay_path(driver) + b"/" + mount_id.encode()
+        gaps, parts = [Gap(Reason.VANISHED, "it was there when the layers were listed", where)], []
+        writable = self._reader.layers.from_mount_id(driver, mount_id)
+        if writable is not None:
+            self._reader.layers.add_links(writable)
+            gaps, parts = writable.gaps, list(writable_parts(store, writable))
+        archive = self._archive(parts, gaps, [Flag(FlagKind.FINDING, UNCLAIMED, where)])
+        about = {"runtime": "docker", "data_root": store.root.path, "unclaimed": mount_id}
+        return make_item(self._names, f"{mount_id[:12]}-unclaimed", archive, about)
+
+    def _all_unclaimed(self, driver: str, mount_ids: frozenset[str]) -> Item:
         """Many of them in one item."""
         store = self._store
         gaps: list[Gap] = []
@@ -154,7 +159,11 @@ class Items:
             detail = f"{untold} further gaps of unclaimed layers, as those that are told"
             gaps.append(Gap(Reason.MALFORMED, detail, store.areas.overlay_path(driver)))
         parts = [unclaimed_part(store, driver, mount_ids), short_links_part(store, driver)]
-        about = {"runtime": "docker", "data_root": store.root.path, "unclaimed_layers": len(mount_ids)}
+        about: dict[str, object] = {
+            "runtime": "docker",
+            "data_root": store.root.path,
+            "unclaimed_layers": len(mount_ids),
+        }
         return make_item(self._names, f"{driver}-unclaimed", self._archive(parts, gaps, []), about)
 
     def layers(self) -> Iterator[Item]:
@@ -181,11 +190,3 @@ class Items:
 
     def _archive(self, parts: list[Part], gaps: list[Gap], flags: list[Flag]) -> Archive:
         return Archive(self._host, self._scope, parts, gaps, flags)
-
-    @staticmethod
-    def _divide(found: Iterator[Part | Flag], parts: list[Part], flags: list[Flag]) -> None:
-        for one in found:
-            if isinstance(one, Part):
-                parts.append(one)
-            else:
-                flags.append(one)

@@ -9,7 +9,7 @@ read; what either of them names is taken, and that they disagree is a finding. F
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -125,11 +125,11 @@ class LayerStore:
                     found.setdefault(name.decode("ascii"), driver)
         return found
 
-    def unclaimed(self, claimed: Container[str], needed: Container[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    def unclaimed(self, claimed: set[str], needed: Mapping[tuple[str, str], Layer]) -> Iterator[tuple[str, str]]:
         """(driver, mount id) of writable layers that no container claims.
 
         First those with an init layer beside them, then what neither a container nor an image names and nothing else
-        stands on. `needed`, of (driver, id) of image layers, may grow with each of them: they stand on layers, too.
+        stands on. `needed`, image layers by (driver, id), may grow with each of them: they stand on layers, too.
         """
         for driver in OVERLAYS:
             overlay = self._areas.overlay(driver)
