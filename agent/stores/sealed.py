@@ -23,20 +23,24 @@ class SealedObject:
         """`name` is the plaintext's; the object's name says with its suffixes how stock tools open it."""
         self.name = name + SUFFIX
         self._upload = store.begin(self.name)
-        self.stored = 0
-        self.plaintext = 0
         try:
-            self._sealer = Sealer(recipients, self._sink)
+            # Not through a method of this object: the circle would keep its buffers until the garbage collector comes.
+            self._sealer = Sealer(recipients, self._upload.write)
         except BaseException:
             self._upload.abort()
             raise
 
-    def _sink(self, data: Buffer) -> None:
-        self.stored += len(data)
-        self._upload.write(data)
+    @property
+    def stored(self) -> int:
+        """Bytes of ciphertext so far."""
+        return self._sealer.ciphertext_size
+
+    @property
+    def plaintext(self) -> int:
+        """Bytes of plaintext so far."""
+        return self._sealer.plaintext_size
 
     def write(self, data: Buffer) -> None:
-        self.plaintext += len(data)
         self._sealer.write(data)
 
     def commit(self) -> Sealed:
