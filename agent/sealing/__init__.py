@@ -7,29 +7,48 @@ small things. Stock tools read all of it: `age -d -i key object | zstd -d`.
 
 from __future__ import annotations
 
+from agent.sealing.cores import default_workers
+from agent.sealing.governor import Governor
 from agent.sealing.identities import (
     Identity,
+    KeyIdentity,
     X25519Identity,
     generate,
     parse_identity_file,
     render_identity_file,
 )
+from agent.sealing.kmsidentity import KmsIdentity
+from agent.sealing.p256tag import P256TagIdentity, P256TagRecipient
+from agent.sealing.p256tagpq import P256TagPQIdentity, P256TagPQRecipient
+from agent.sealing.pipeline import Pipeline
+from agent.sealing.postquantum import PostQuantumIdentity, PostQuantumRecipient, generate_post_quantum
 from agent.sealing.recipients import (
     Recipient,
-    Stanza,
     X25519Recipient,
+    check_recipients,
     distinct,
     parse_recipient,
     parse_recipients_file,
 )
 from agent.sealing.sealer import Sealed, Sealer, seal_bytes
+from agent.sealing.stanzas import Stanza
 from agent.sealing.streams import Buffer, BytesSource, RandomAccess, Sink
 from agent.sealing.unseal import Unsealed, open_bytes
 
 __all__ = [
     "Buffer",
     "BytesSource",
+    "Governor",
     "Identity",
+    "KeyIdentity",
+    "KmsIdentity",
+    "P256TagIdentity",
+    "P256TagPQIdentity",
+    "P256TagPQRecipient",
+    "P256TagRecipient",
+    "Pipeline",
+    "PostQuantumIdentity",
+    "PostQuantumRecipient",
     "RandomAccess",
     "Recipient",
     "Sealed",
@@ -39,8 +58,11 @@ __all__ = [
     "Unsealed",
     "X25519Identity",
     "X25519Recipient",
+    "check_recipients",
+    "default_workers",
     "distinct",
     "generate",
+    "generate_post_quantum",
     "open_bytes",
     "parse_identity_file",
     "parse_recipient",

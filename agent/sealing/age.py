@@ -32,14 +32,84 @@ TAG_SIZE = 16
 SEALED_CHUNK_SIZE = CHUNK_SIZE + TAG_SIZE
 NONCE_SIZE = 16
 
-_OUT_CHUNKS = 16
-"""Chunks that are encrypted before the sink is called: about 1 MiB."""
+OUT_SIZE = 16 * SEALED_CHUNK_SIZE
+"""What is encrypted before the sink is called: about 1 MiB."""
+
+TREE_INFO = b"impound.dev/frame-tree/v1"
+"""HKDF info of the secret that the leaves of the tree are salted with; age's own are "header" and "payload"."""
 
 _READ_CHUNKS = 64
 """Chunks that a stream reads at once: about 4 MiB, so that a store far away is not asked for 64 KiB at a time."""
 
 # Older versions of cryptography, which are supported, make a new object for every chunk.
 _ENCRYPTS_INTO = hasattr(ChaCha20Poly1305, "encrypt_into")
+
+
+class AgeEncrypter:
+    """The header and the chunks of one age file, encrypted from whatever buffers into whatever buffers.
+
+    It holds back at most one chunk of plaintext, because only when more arrives a full chunk is known not to be the
+    last. It is of one thread at a time, and knows no sink: `AgeWriter` and the pipeline's lanes drive it.
+    """
+
+    __slots__ = ("__weakref__", "_cipher", "_held", "_held_size", "_number", "prefix", "salt")
+
+    def __init__(self, recipients: Sequence[Recipient]) -> None:
+        """Wrap a new file key. Raises `UsageError` without recipients."""
+        to = distinct(recipients)
+        if not to:
+            raise UsageError("there is no recipient to seal to. Give at least one public key")
+        if len(to) > header.MAX_STANZAS:
+            raise UsageError(f"there are {len(to)} recipients, more than the {header.MAX_STANZAS} of one object")
+        file_key = os.urandom(keywrap.FILE_KEY_SIZE)
+        nonce = os.urandom(NONCE_SIZE)
+        self.prefix = header.render([recipient.wrap(file_key) for recipient in to], file_key) + nonce
+        """What stands before the first chunk: the header and the nonce."""
+        self.salt = keywrap.derive(file_key, b"", TREE_INFO)
+        """Of the tree over the frames (see `merkle.py`): secret, and known to whoever opens the file."""
+        self._cipher = ChaCha20Poly1305(keywrap.derive(file_key, nonce, b"payload"))
+        self._number = 0
+        self._held = memoryview(bytearray(CHUNK_SIZE))
+        self._held_size = 0
+
+    def update(self, data: memoryview, out: memoryview) -> tuple[int, int]:
+        """Encrypt `data`, bytes, into `out` until either ends: how much was taken of the one and put into the other.
+
+        Not all of `data` is taken only where `out` has no room for another chunk. What was taken may be reused.
+        """
+        taken = made = 0
+        room = len(out) - SEALED_CHUNK_SIZE
+        size = len(data)
+        if self._held_size and self._held_size + size > CHUNK_SIZE:
+            if room < 0:
+                return 0, 0
+            taken = CHUNK_SIZE - self._held_size
+            self._held[self._held_size :] = data[:taken]
+            self._held_size = 0
+            made = self._encrypt(self._held, out, last=False)
+        while size - taken > CHUNK_SIZE:
+            if made > room:
+                return taken, made
+            made += self._encrypt(data[taken : taken + CHUNK_SIZE], out[made:], last=False)
+            taken += CHUNK_SIZE
+        rest = size - taken
+        self._held[self._held_size : self._held_size + rest] = data[taken:]
+        self._held_size += rest
+        return size, made
+
+    def finish(self, out: memoryview) -> int:
+        """Encrypt the last chunk into `out`, which has room for a sealed chunk: how much was put there."""
+        return self._encrypt(self._held[: self._held_size], out, last=True)
+
+    def _encrypt(self, chunk: memoryview, out: memoryview, *, last: bool) -> int:
+        size = len(chunk) + TAG_SIZE
+        nonce = _nonce(self._number, last=last)
+        if _ENCRYPTS_INTO:
+            self._cipher.encrypt_into(nonce, chunk, None, out[:size])
+        else:
+            out[:size] = self._cipher.encrypt(nonce, chunk, None)
+        self._number += 1
+        return size
 
 
 class AgeWriter:
@@ -51,20 +121,10 @@ class AgeWriter:
 
     def __init__(self, recipients: Sequence[Recipient], sink: Sink) -> None:
         """Wrap a new file key. Nothing reaches the sink yet. Raises `UsageError` without recipients."""
-        to = distinct(recipients)
-        if not to:
-            raise UsageError("there is no recipient to seal to. Give at least one public key")
-        if len(to) > header.MAX_STANZAS:
-            raise UsageError(f"there are {len(to)} recipients, more than the {header.MAX_STANZAS} of one object")
-        file_key = os.urandom(keywrap.FILE_KEY_SIZE)
-        nonce = os.urandom(NONCE_SIZE)
-        self._prefix = header.render([recipient.wrap(file_key) for recipient in to], file_key) + nonce
-        self._cipher = ChaCha20Poly1305(keywrap.derive(file_key, nonce, b"payload"))
+        self._encrypter = AgeEncrypter(recipients)
+        self._prefix = self._encrypter.prefix
         self._sink = sink
-        self._number = 0
-        self._held = memoryview(bytearray(CHUNK_SIZE))
-        self._held_size = 0
-        self._out = memoryview(bytearray(_OUT_CHUNKS * SEALED_CHUNK_SIZE))
+        self._out = memoryview(bytearray(OUT_SIZE))
         self._out_size = 0
         self._open = True
 
@@ -72,25 +132,18 @@ class AgeWriter:
         """Encrypt `buffer`, which may be reused when this returns."""
         self._begin()
         view = memoryview(buffer).cast("B")
-        position = 0
-        # A full chunk is held back until more arrives: only then it is known not to be the last.
-        if self._held_size and self._held_size + len(view) > CHUNK_SIZE:
-            position = CHUNK_SIZE - self._held_size
-            self._held[self._held_size :] = view[:position]
-            self._encrypt(self._held, last=False)
-            self._held_size = 0
-        while len(view) - position > CHUNK_SIZE:
-            self._encrypt(view[position : position + CHUNK_SIZE], last=False)
-            position += CHUNK_SIZE
-        rest = view[position:]
-        self._held[self._held_size : self._held_size + len(rest)] = rest
-        self._held_size += len(rest)
+        while view:
+            taken, made = self._encrypter.update(view, self._out[self._out_size :])
+            self._out_size += made
+            view = view[taken:]
+            if self._out_size + SEALED_CHUNK_SIZE > len(self._out):
+                self._flush()
         self._open = True
 
     def finish(self) -> None:
         """Write the last chunk. Without it the file is no age file, and every reader refuses it."""
         self._begin()
-        self._encrypt(self._held[: self._held_size], last=True)
+        self._out_size += self._encrypter.finish(self._out[self._out_size :])
         self._flush()
 
     def _begin(self) -> None:
@@ -99,31 +152,19 @@ class AgeWriter:
             raise ValueError("the writer has ended or failed")
         self._open = False
 
-    def _encrypt(self, chunk: memoryview, *, last: bool) -> None:
-        size = len(chunk) + TAG_SIZE
-        out = self._out[self._out_size : self._out_size + size]
-        nonce = _nonce(self._number, last=last)
-        if _ENCRYPTS_INTO:
-            self._cipher.encrypt_into(nonce, chunk, None, out)
-        else:
-            out[:] = self._cipher.encrypt(nonce, chunk, None)
-        self._number += 1
-        self._out_size += size
-        if self._out_size + SEALED_CHUNK_SIZE > len(self._out):
-            self._flush()
-
     def _flush(self) -> None:
         if self._prefix:
-            self._push(memoryview(self._prefix))
+            push(self._sink, memoryview(self._prefix))
             self._prefix = b""
         if self._out_size:
-            self._push(self._out[: self._out_size].toreadonly())
+            push(self._sink, self._out[: self._out_size].toreadonly())
             self._out_size = 0
 
-    def _push(self, piece: memoryview) -> None:
-        # Released afterwards: a sink that kept the view would otherwise read the next piece in its place.
-        with piece:
-            self._sink(piece)
+
+def push(sink: Sink, piece: memoryview) -> None:
+    """Hand `piece` to a sink. Released afterwards: a sink that kept it would otherwise read the next in its place."""
+    with piece:
+        sink(piece)
 
 
 class AgeReader:
@@ -145,6 +186,8 @@ class AgeReader:
             raise DamagedError("the sealed object ends before its payload")
         nonce = read_exactly(source, parsed.size, NONCE_SIZE)
         self._cipher = ChaCha20Poly1305(keywrap.derive(file_key, nonce, b"payload"))
+        self.salt = keywrap.derive(file_key, b"", TREE_INFO)
+        """As `AgeEncrypter.salt`."""
         self._size: int | None = None
         self._cached: tuple[int, bytes] = (-1, b"")
 
@@ -234,13 +277,18 @@ def _nonce(number: int, *, last: bool) -> bytes:
 
 
 def _unwrap(parsed: header.Header, identities: Sequence[Identity]) -> bytes:
-    """The file key, from the first identity that has it."""
+    """The file key, from the first identity that has it. One that cannot be asked does not stand in another's way."""
     if any(stanza.type == "scrypt" for stanza in parsed.stanzas):
         if len(parsed.stanzas) > 1:
             raise DamagedError("the sealed header mixes a passphrase with other recipients, which age forbids")
         raise IdentityError("this is sealed with a passphrase, which impound never does; `age -d` opens it")
+    refused: IdentityError | None = None
     for identity in identities:
-        file_key = identity.unwrap(parsed.stanzas)
+        try:
+            file_key = identity.unwrap(parsed.stanzas)
+        except IdentityError as error:
+            refused = refused or error
+            continue
         if file_key is not None:
             return file_key
-    raise IdentityError("none of the identities opens this object: it was sealed to other recipients")
+    raise refused or IdentityError("none of the identities opens this object: it was sealed to other recipients")

@@ -16,9 +16,9 @@ its declared size allows, and is decompressed in one step into exactly that size
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import zstandard
 
 from agent.errors import DamagedError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 FRAME_SIZE = 1 << 20
 """Plaintext of every frame but the last. The smallest piece that can be opened alone, and one that compresses well."""
+
+ZEROS = bytes(FRAME_SIZE)
 
 DEFAULT_LEVEL = 1
 MAX_LEVEL = 19
@@ -43,11 +45,10 @@ _CHECKSUM_SIZE = 4
 
 # One segment, a content size of 0, one raw block of nothing, XXH64 of nothing. Libraries do not check the blocks of a
 # frame that says it is empty, and so the one that is written is the only one that is read.
-_EMPTY_FRAME = _MAGIC + b"\x24\x00\x01\x00\x00\x99\xe9\xd8\x51"
+EMPTY_FRAME = _MAGIC + b"\x24\x00\x01\x00\x00\x99\xe9\xd8\x51"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """A compressed frame, and how much plaintext it holds."""
 
     data: bytes
@@ -59,22 +60,34 @@ class Frame:
         return int.from_bytes(self.data[-_CHECKSUM_SIZE:], "little")
 
 
+def check_level(level: int) -> None:
+    """Raises `ValueError` for a level that is not used."""
+    if not 1 <= level <= MAX_LEVEL:
+        raise ValueError(f"the zstd level is 1 to {MAX_LEVEL}, not {level}")
+
+
 class FrameCompressor:
     """Compresses blocks. It keeps no state between them, but is of one thread: each thread has its own."""
 
-    __slots__ = ("_compressor",)
+    __slots__ = ("_compressor", "_zeros")
 
     def __init__(self, level: int = DEFAULT_LEVEL) -> None:
-        if not 1 <= level <= MAX_LEVEL:
-            raise ValueError(f"the zstd level is 1 to {MAX_LEVEL}, not {level}")
+        check_level(level)
         self._compressor = zstandard.ZstdCompressor(level, write_checksum=True, write_content_size=True)
+        self._zeros: Frame | None = None
 
     def compress(self, block: Buffer) -> Frame:
         """One frame of one block of up to `MAX_FRAME_SIZE` bytes."""
         size = len(block)
         if size > MAX_FRAME_SIZE:
             raise ValueError(f"a frame holds at most {MAX_FRAME_SIZE} bytes, not {size}")
-        return Frame(self._compressor.compress(block) if size else _EMPTY_FRAME, size)
+        return Frame(self._compressor.compress(block) if size else EMPTY_FRAME, size)
+
+    def zeros(self) -> Frame:
+        """The frame of `FRAME_SIZE` zeros, which is always the same."""
+        if self._zeros is None:
+            self._zeros = self.compress(ZEROS)
+        return self._zeros
 
 
 class FrameWriter:
@@ -96,7 +109,7 @@ class FrameWriter:
     def finish(self) -> None:
         """Push the seek table; before it, where there was nothing, the empty frame."""
         if not self._written:
-            self._push(Frame(_EMPTY_FRAME, 0))
+            self._push(Frame(EMPTY_FRAME, 0))
         for piece in self._table.pieces():
             self._sink(piece)
 
@@ -154,7 +167,7 @@ class FrameDecompressor:
         if _content_size(frame.data[:18]) != frame.size:
             raise DamagedError(f"a compressed frame does not declare the {frame.size} bytes that it should hold")
         if not frame.size:
-            if frame.data != _EMPTY_FRAME:
+            if frame.data != EMPTY_FRAME:
                 raise DamagedError("a frame that says it is empty is not")
             return b""
         try:

@@ -2,10 +2,7 @@
 
     header     = v1-line 1*stanza end
     v1-line    = "age-encryption.org/v1" LF
-    stanza     = "-> " argument *(SP argument) LF  *full-line final-line
-    argument   = 1*VCHAR                               0x21 to 0x7E
-    full-line  = 64base64char LF                       48 bytes of body
-    final-line = *63base64char LF                      the rest of it; there even when it is empty
+    stanza     = see `stanzas.py`
     end        = "--- " 43base64char LF                HMAC-SHA-256 over everything through "---"
 
 The MAC key is HKDF-SHA-256(file key, salt empty, info "header"). Bytes are parsed strictly, and the MAC is checked over
@@ -16,17 +13,17 @@ A header comes from the machine that was examined, so what it can cost is bounde
 
 from __future__ import annotations
 
-import re
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from agent.errors import DamagedError
 from agent.sealing import keywrap, rawbase64
-from agent.sealing.recipients import Stanza
+from agent.sealing.stanzas import Stanza, parse_stanza, render_stanza
 from agent.sealing.streams import RandomAccess, read_exactly
 
 MAX_HEADER_SIZE = 1 << 20
@@ -36,15 +33,12 @@ _VERSION_LINE = b"age-encryption.org/v1\n"
 _ARMOR = b"-----BEGIN AGE ENCRYPTED FILE-----"
 _END = b"\n--- "
 _MAC_SIZE = 32
-_COLUMNS = 64
-_ARGUMENT = re.compile(rb"[\x21-\x7e]+\Z")
 
 # One read is enough for a few hundred recipients; only a longer header needs a second.
 _FIRST_READ = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """A parsed header, whose MAC has not been checked yet."""
 
     stanzas: tuple[Stanza, ...]
@@ -69,14 +63,7 @@ def render(stanzas: Sequence[Stanza], file_key: bytes) -> bytes:
         raise ValueError(f"a header has 1 to {MAX_STANZAS} stanzas, not {len(stanzas)}")
     lines = bytearray(_VERSION_LINE)
     for stanza in stanzas:
-        arguments = [argument.encode() for argument in (stanza.type, *stanza.args)]
-        if not all(_ARGUMENT.match(argument) for argument in arguments):
-            raise ValueError("an argument of a stanza is empty or not printable ASCII")
-        lines += b"-> " + b" ".join(arguments) + b"\n"
-        body = rawbase64.encode(stanza.body)
-        # A body that fills its last line is followed by an empty one: the range runs one past the end.
-        for start in range(0, len(body) + 1, _COLUMNS):
-            lines += body[start : start + _COLUMNS] + b"\n"
+        lines += render_stanza(stanza)
     lines += b"---"
     header = bytes(lines) + b" " + rawbase64.encode(_mac(file_key, bytes(lines)).finalize()) + b"\n"
     if len(header) > MAX_HEADER_SIZE:
@@ -120,33 +107,22 @@ def _length(data: bytes) -> int | None:
 
 
 def _parse_stanzas(data: bytes) -> tuple[Stanza, ...]:
-    lines = data.split(b"\n")
+    lines = deque(data.split(b"\n"))
     lines.pop()  # what follows the last line feed: nothing
     stanzas: list[Stanza] = []
-    position = 0
-    while position < len(lines):
+
+    def next_line() -> bytes:
+        if not lines:
+            raise ValueError("stanza whose body does not end")
+        return lines.popleft()
+
+    while lines:
         if len(stanzas) == MAX_STANZAS:
             raise DamagedError(f"the sealed header has more than {MAX_STANZAS} stanzas")
-        arrow, *arguments = lines[position].split(b" ")
-        if arrow != b"->" or not arguments or not all(_ARGUMENT.match(argument) for argument in arguments):
-            raise DamagedError(f"the sealed header has a malformed stanza after {len(stanzas)} good ones")
-        body = bytearray()
-        while True:
-            position += 1
-            if position == len(lines):
-                raise DamagedError("the sealed header has a stanza whose body does not end")
-            line = lines[position]
-            if len(line) > _COLUMNS:
-                raise DamagedError(f"the sealed header has a line of {len(line)} columns, more than {_COLUMNS}")
-            try:
-                body += rawbase64.decode(line)
-            except ValueError as error:
-                raise DamagedError(f"the sealed header has a body that is {error}") from None
-            if len(line) < _COLUMNS:
-                break
-        position += 1
-        kind, *rest = (argument.decode("ascii") for argument in arguments)
-        stanzas.append(Stanza(kind, tuple(rest), bytes(body)))
+        try:
+            stanzas.append(parse_stanza(next_line))
+        except ValueError as error:
+            raise DamagedError(f"the sealed header has a {error}, after {len(stanzas)} good stanzas") from None
     if not stanzas:
         raise DamagedError("the sealed header has no stanza")
     return tuple(stanzas)

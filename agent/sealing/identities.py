@@ -1,31 +1,44 @@
 """Who can open what was sealed: private keys, and the file in which `age-keygen` keeps them.
 
 An X25519 identity is `AGE-SECRET-KEY-1…`, Bech32 of 32 random bytes (C2SP `age.md`, "The X25519 recipient type").
+`postquantum.py` has `AGE-SECRET-KEY-PQ-1…`, `kmsidentity.py` the private halves that AWS KMS holds.
 An identity file is text: comments that begin with `#`, blank lines, and one identity a line. Nothing here ever puts an
-identity into a message, a `repr` or a log; `X25519Identity.secret_text` and `render_identity_file` alone give it out.
+identity into a message, a `repr` or a log; `secret_text` and `render_identity_file` alone give it out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from agent.errors import DamagedError, UsageError
-from agent.sealing import bech32, keywrap, rawbase64
-from agent.sealing.recipients import POINT_SIZE, X25519_INFO, X25519_TYPE, Stanza, X25519Recipient
+from agent.sealing import bech32, keywrap, kmsidentity, postquantum, stanzas
+from agent.sealing.kmsidentity import KmsIdentity, parse_kms_identity
+from agent.sealing.postquantum import PostQuantumIdentity
+from agent.sealing.recipients import X25519_INFO, X25519_TYPE, X25519Recipient
+from agent.sealing.x25519 import POINT_SIZE
+
+if TYPE_CHECKING:
+    from agent.sealing.stanzas import Stanza
 
 _PREFIX = "AGE-SECRET-KEY-"
-_WANTED = "Give the file with the line AGE-SECRET-KEY-1…, as `impound keygen` and `age-keygen` write it"
+_WANTED = (
+    "Give the file with the line AGE-SECRET-KEY-1…, as `impound keygen` and `age-keygen` write it, "
+    "or what `impound recipient from-kms` wrote"
+)
 
 
 class Identity(Protocol):
     """A private key, or something that can use one."""
 
-    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or `None` where no stanza is for this identity. Raises `DamagedError` for a malformed one."""
+    def unwrap(self, stanzas_of_file: Sequence[Stanza], /) -> bytes | None:
+        """The file key, or `None` where no stanza is for this identity.
+
+        Raises `DamagedError` for a malformed one, `IdentityError` where what holds the key does not help.
+        """
         ...
 
 
@@ -48,9 +61,14 @@ class X25519Identity:
         """The `AGE-SECRET-KEY-1…` form: the private key itself."""
         return bech32.encode(_PREFIX.lower(), self._key.private_bytes_raw()).upper()
 
-    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+    def unwrap(self, stanzas_of_file: Sequence[Stanza]) -> bytes | None:
         """Try every X25519 stanza. All of them are checked first: a header with a malformed one is opened by no one."""
-        for share, body in [_parse_stanza(stanza) for stanza in stanzas if stanza.type == X25519_TYPE]:
+        parsed = [
+            (*stanzas.values(stanza, POINT_SIZE), stanza.body)
+            for stanza in stanzas_of_file
+            if stanza.type == X25519_TYPE
+        ]
+        for share, body in parsed:
             try:
                 secret = self._key.exchange(X25519PublicKey.from_public_bytes(share))
             except ValueError:
@@ -66,9 +84,16 @@ def generate() -> X25519Identity:
     return X25519Identity(X25519PrivateKey.generate().private_bytes_raw())
 
 
-def parse_identity_file(text: str) -> list[X25519Identity]:
-    """Read an identity file. Raises `UsageError` with the number of the line, and for a file that holds no identity."""
-    identities: list[X25519Identity] = []
+KeyIdentity = X25519Identity | PostQuantumIdentity | KmsIdentity
+"""What an identity file can hold. Each has its `recipient`."""
+
+
+def parse_identity_file(text: str) -> list[KeyIdentity]:
+    """Read an identity file. Raises `UsageError` with the number of the line, and for a file that holds no identity.
+
+    Keys that are here come before those that a service is asked for, so that the service is asked only where needed.
+    """
+    identities: list[KeyIdentity] = []
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
@@ -79,11 +104,13 @@ def parse_identity_file(text: str) -> list[X25519Identity]:
             raise UsageError(f"line {number} of the identity file cannot be used: {error}. {_WANTED}") from None
     if not identities:
         raise UsageError(f"the identity file holds no identity. {_WANTED}")
-    return identities
+    return sorted(identities, key=lambda identity: isinstance(identity, KmsIdentity))
 
 
-def render_identity_file(identity: X25519Identity, created: datetime) -> str:
-    """The file as `age-keygen` writes it. `created` must have a time zone; RFC 3339 is written to the second.
+def render_identity_file(identity: KeyIdentity, created: datetime) -> str:
+    """The file as `age-keygen` writes it; for a key in KMS with its ARN.
+
+    `created` must have a time zone; RFC 3339 is written to the second.
 
     # created: 2026-01-02T03:04:05+01:00
     # public key: age1…
@@ -92,16 +119,19 @@ def render_identity_file(identity: X25519Identity, created: datetime) -> str:
     if created.tzinfo is None:
         raise ValueError("a time without a time zone says nothing")
     stamp = created.isoformat(timespec="seconds").replace("+00:00", "Z")
+    if isinstance(identity, KmsIdentity):
+        keys = "".join(f"# key: {arn.text}\n" for arn in identity.arns)
+        return f"# created: {stamp}\n{keys}# public key: {identity.recipient.text}\n{identity.text}\n"
     return f"# created: {stamp}\n# public key: {identity.recipient.text}\n{identity.secret_text()}\n"
 
 
-def _parse(text: str) -> X25519Identity:
+def _parse(text: str) -> KeyIdentity:
     """Parse, or raise `ValueError` with a reason that holds nothing of `text`."""
     kind = text.upper()
+    if kind.startswith(kmsidentity.PREFIX):
+        return parse_kms_identity(text)
     if kind.startswith("AGE-PLUGIN-"):
-        raise ValueError("it belongs to an age plugin: open the object with `age -d` and that plugin")
-    if kind.startswith("AGE-SECRET-KEY-PQ-"):
-        raise ValueError("this version cannot use post-quantum identities: open the object with `age -d`")
+        raise ValueError("it belongs to another age plugin: open the object with `age -d` and that plugin")
     if kind.startswith("AGE1"):
         raise ValueError("it is a public key, and opening needs the private one")
     if text.startswith(("age-encryption.org/", "-----BEGIN AGE ENCRYPTED FILE")):
@@ -111,19 +141,8 @@ def _parse(text: str) -> X25519Identity:
     if not kind.startswith(_PREFIX):
         raise ValueError("it is not an age identity")
     hrp, secret = bech32.decode(text)
+    if hrp == postquantum.PREFIX:
+        return PostQuantumIdentity(secret)
     if hrp != _PREFIX:
-        raise ValueError("it is not an X25519 identity in upper case")
+        raise ValueError("it is not an identity in upper case, as age writes them")
     return X25519Identity(secret)
-
-
-def _parse_stanza(stanza: Stanza) -> tuple[bytes, bytes]:
-    """The ephemeral share and the body of an X25519 stanza."""
-    if len(stanza.args) != 1:
-        raise DamagedError(f"the sealed header has an X25519 stanza with {len(stanza.args)} arguments, not one")
-    try:
-        share = rawbase64.decode(stanza.args[0].encode("ascii"))
-    except ValueError as error:
-        raise DamagedError(f"the sealed header has an X25519 share that is {error}") from None
-    if len(share) != POINT_SIZE or len(stanza.body) != keywrap.WRAPPED_SIZE:
-        raise DamagedError("the sealed header has an X25519 stanza of the wrong length")
-    return share, stanza.body

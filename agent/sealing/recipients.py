@@ -10,6 +10,9 @@ An X25519 recipient is `age1…`, Bech32 of the 32-byte u-coordinate with the pr
     wrap key      = HKDF-SHA-256(shared secret, salt = ephemeral share || recipient,
                                  info = "age-encryption.org/v1/X25519")
 
+The other kinds have files of their own: `p256tag.py` (`age1tag1…`), `postquantum.py` (`age1pq1…`), `p256tagpq.py`
+(`age1tagpq1…`). Post-quantum recipients are never mixed with the others.
+
 What a person gives as a recipient is checked before anything is read: evidence that was sealed to a key which nobody
 can use is lost. A private key that was given by mistake is refused without being shown again.
 """
@@ -17,32 +20,26 @@ can use is lost. A private key that was given by mistake is refused without bein
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from agent.errors import UsageError
-from agent.sealing import bech32, keywrap, rawbase64
+from agent.sealing import bech32, keywrap, p256tag, p256tagpq, postquantum, rawbase64
+from agent.sealing.stanzas import Stanza
+from agent.sealing.x25519 import check_point
 
 X25519_TYPE = "X25519"
 X25519_INFO = b"age-encryption.org/v1/X25519"
-POINT_SIZE = 32
 
-_PRIME = 2**255 - 19
 _SECRET = re.compile(r"AGE-?SECRET-?KEY|AGE-?PLUGIN|PRIVATE KEY", re.IGNORECASE)
 _SSH = re.compile(r"(sk-)?(ssh|ecdsa)-")
-_WANTED = "Give a public key that begins with age1, as `impound keygen` and `age-keygen -y` print it"
-
-
-@dataclass(frozen=True, slots=True)
-class Stanza:
-    """One recipient's part of an age header: its first argument, the others, and the decoded body."""
-
-    type: str
-    args: tuple[str, ...]
-    body: bytes
+_WANTED = (
+    "Give a public key that begins with age1, as `impound keygen`, `impound recipient from-kms` and `age-keygen -y` "
+    "print it"
+)
 
 
 class Recipient(Protocol):
@@ -53,34 +50,33 @@ class Recipient(Protocol):
         """How a person writes this recipient; two recipients of one text are the same."""
         ...
 
+    @property
+    def post_quantum(self) -> bool:
+        """Whether a quantum computer cannot open what is sealed to it alone."""
+        ...
+
     def wrap(self, file_key: bytes) -> Stanza:
         """The stanza that lets the holder of the private half have `file_key`."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class X25519Recipient:
+class X25519Recipient(msgspec.Struct, frozen=True):
     """An X25519 public key. Raises `ValueError` for a point that is no one's public key."""
 
     point: bytes
     """The u-coordinate, 32 bytes, little-endian."""
 
     def __post_init__(self) -> None:
-        if len(self.point) != POINT_SIZE:
-            raise ValueError(f"it holds {len(self.point)} bytes where a key has {POINT_SIZE}")
-        # Another spelling of a point wraps without an error and can never be unwrapped: the holder computes the
-        # canonical one, and it is part of the salt.
-        if int.from_bytes(self.point, "little") >= _PRIME:
-            raise ValueError("it is not a key that any private key has")
-        try:
-            X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(self.point))
-        except ValueError:
-            raise ValueError("it is a point of low order, to which nothing can be kept secret") from None
+        check_point(self.point)
 
     @property
     def text(self) -> str:
         """The `age1…` form."""
         return bech32.encode("age", self.point)
+
+    @property
+    def post_quantum(self) -> bool:
+        return False
 
     def wrap(self, file_key: bytes) -> Stanza:
         """Wrap a file key under a new ephemeral secret."""
@@ -119,8 +115,20 @@ def parse_recipients_file(text: str) -> list[Recipient]:
 
 
 def distinct(recipients: Iterable[Recipient]) -> list[Recipient]:
-    """The recipients in their order, each once."""
-    return list({recipient.text: recipient for recipient in recipients}.values())
+    """The recipients in their order, each once. Raises `UsageError` for a mix (`check_recipients`)."""
+    each = list({recipient.text: recipient for recipient in recipients}.values())
+    check_recipients(each)
+    return each
+
+
+def check_recipients(recipients: Iterable[Recipient]) -> None:
+    """Raises `UsageError` where post-quantum and classic recipients are mixed: the weakest of them rules."""
+    kinds = {recipient.post_quantum: recipient.text for recipient in recipients}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"post-quantum recipients ({kinds[True][:16]}…) cannot be mixed with classic ones ({kinds[False][:16]}…): "
+            "whoever breaks the classic one reads everything. Give only post-quantum recipients, or none"
+        )
 
 
 def _parse(text: str) -> Recipient:
@@ -139,10 +147,15 @@ def _parse(text: str) -> Recipient:
     hrp, data = bech32.decode(text)
     if hrp != hrp.lower():
         raise ValueError("it is in upper case, and public keys are written in lower case")
-    if hrp == "age1pq":
-        raise ValueError("this version cannot seal to post-quantum recipients (age1pq1…)")
-    if hrp in {"age1tag", "age1tagpq"}:
-        raise ValueError(f"this version cannot seal to tag recipients ({hrp}1…)")
-    if hrp != "age":
+    kind = _KINDS.get(hrp)
+    if kind is None:
         raise ValueError("it belongs to an age plugin, and this version cannot seal through plugins")
-    return X25519Recipient(data)
+    return kind(data)
+
+
+_KINDS: dict[str, Callable[[bytes], Recipient]] = {
+    "age": X25519Recipient,
+    p256tag.HRP: p256tag.P256TagRecipient,
+    postquantum.HRP: postquantum.PostQuantumRecipient,
+    p256tagpq.HRP: p256tagpq.P256TagPQRecipient,
+}

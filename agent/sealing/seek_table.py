@@ -24,7 +24,8 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from agent.errors import DamagedError, ImpoundError
 
@@ -47,8 +48,7 @@ _PIECE = 5461 * _ENTRY.size  # entries are compared in pieces of about 64 KiB
 FOOTER_SIZE = _FOOTER.size
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One frame: where it lies in the compressed stream and in the plaintext, and the checksum of its plaintext."""
 
     compressed_offset: int

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from agent.errors import DamagedError, UsageError
 from agent.sealing.age import AgeReader
-from agent.sealing.frames import Frame, FrameDecompressor, read_frame
+from agent.sealing.frames import FRAME_SIZE, Frame, FrameDecompressor, read_frame
+from agent.sealing.merkle import leaf_hash, salt_of
 from agent.sealing.seek_table import FOOTER_SIZE, SeekTable, SeekTableCheck, parse_footer, table_size
 from agent.sealing.streams import Buffer, BytesSource, RandomAccess
 
 if TYPE_CHECKING:
     from agent.sealing.identities import Identity
+    from agent.sealing.merkle import Tree
 
 
 class Unsealed:
@@ -28,6 +30,7 @@ class Unsealed:
     def __init__(self, source: RandomAccess, identities: Sequence[Identity]) -> None:
         """Read and authenticate the header; nothing else is read yet."""
         self._age = AgeReader(source, identities)
+        self._salt = self._age.salt
         self._decompressor = FrameDecompressor()
         self._table: SeekTable | None = None
         self._sha256: bytes | None = None
@@ -44,32 +47,49 @@ class Unsealed:
             raise ValueError("the digest is known once the stream has been read to its end")
         return self._sha256
 
-    def stream(self) -> Iterator[bytes]:
-        """The plaintext in order, a frame at a time.
+    def salt_of(self, number: int) -> bytes:
+        """The salt of a frame in the tree over the frames (`merkle.py`)."""
+        return salt_of(self._salt, number)
 
-        At the end it is checked that the seek table is that of the frames which were read and that nothing follows.
+    def stream(self, tree: Tree | None = None) -> Iterator[bytes]:
+        """The plaintext in order, a frame at a time. Adds every frame to `tree`, and holds them to `frames(even=True)`.
+
         Where the object is damaged, what precedes the damage has been yielded when `DamagedError` is raised: only a
         stream that ends without an exception is whole.
         """
+        digest = hashlib.sha256()
+        for number, frame in enumerate(self.frames(even=tree is not None)):
+            data = self._decompressor.decompress(frame)
+            if tree is not None:
+                tree.add(leaf_hash(self.salt_of(number), frame.data))
+            digest.update(data)
+            if data:
+                yield data
+        self._sha256 = digest.digest()
+
+    def frames(self, *, even: bool = False) -> Iterator[Frame]:
+        """The frames in order, not decompressed: what they say of themselves is not proved.
+
+        `even`: every frame but the last must say 1 MiB, and so must the number of a frame say where in the plaintext
+        it begins. At the end it is checked that the seek table is that of the frames which were read and that nothing
+        follows. Raises `DamagedError`, after what precedes the damage.
+        """
         plain = _Taker(self._age.stream())
         check = SeekTableCheck()
-        digest = hashlib.sha256()
-        count = 0
+        count = size = 0
         while (frame := read_frame(plain.take)) is not None:
             if not frame.size and count:
                 raise DamagedError("the sealed object has an empty frame among others")
-            data = self._decompressor.decompress(frame)
+            if even and (frame.size > FRAME_SIZE or (count and size != FRAME_SIZE)):
+                raise DamagedError("the sealed object has frames that do not hold 1 MiB each, the last one or less")
             check.add(len(frame.data), frame.size, frame.checksum)
-            digest.update(data)
-            count += 1
-            if data:
-                yield data
+            count, size = count + 1, frame.size
+            yield frame
         if not count:
             raise DamagedError("the sealed object has no frame")
         check.check(plain.take)
         if not plain.at_end():
             raise DamagedError("something follows the seek table of the sealed object")
-        self._sha256 = digest.digest()
 
     def range(self, start: int, end: int) -> Iterator[bytes]:
         """The plaintext from byte `start` up to `end`, reading only the frames that hold it.

@@ -3,6 +3,7 @@
 Objects are written into an unnamed file (`O_TMPFILE`) that gets its name by `linkat` when it is whole: the kernel
 refuses a name that is taken, and a run that dies leaves nothing half. Where the filesystem has no unnamed files, a file
 named `.partial-…` stands in. Every step is relative to directory descriptors that never follow a link.
+What is written does not stay in memory: see `pagecache`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING
 
 from agent.errors import ObjectExistsError, SourceError, StoreError, StoreFullError, UsageError
 from agent.stores.base import Listed
+from agent.stores.pagecache import WrittenBehind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from acquirers.base import Buffer
+    from agent.stores.throttle import Throttle
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARTIAL = ".partial-"
@@ -78,8 +81,8 @@ def _descend(base: int, parts: list[str], *, create: bool) -> int:
 class DirectoryUpload:
     """One object on its way into a directory."""
 
-    def __init__(self, directory: int, name: str, leaf: str) -> None:
-        self._directory, self._name, self._leaf = directory, name, leaf
+    def __init__(self, directory: int, name: str, leaf: str, throttle: Throttle | None = None) -> None:
+        self._directory, self._name, self._leaf, self._throttle = directory, name, leaf, throttle
         self._partial = ""
         try:
             os.stat("/proc/self/fd")  # an unnamed file gets its name through it
@@ -90,18 +93,26 @@ class DirectoryUpload:
             self._partial = PARTIAL + secrets.token_hex(8)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self._partial, flags, 0o600, dir_fd=directory)
+        self._cache = WrittenBehind(self._fd)
 
     def write(self, data: Buffer) -> None:
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         try:
             while view:
-                view = view[os.write(self._fd, view) :]
+                piece = view
+                if self._throttle is not None:
+                    piece = view[: self._throttle.piece]
+                    self._throttle.take(len(piece))
+                count = os.write(self._fd, piece)
+                view = view[count:]
+                self._cache.wrote(count)
         except OSError as error:
             raise _store_error(error, self._name) from error
 
-    def commit(self) -> None:
+    def commit(self) -> tuple[()]:
         try:
             os.fsync(self._fd)
+            self._cache.whole()
             if self._partial:
                 os.link(self._partial, self._leaf, src_dir_fd=self._directory, dst_dir_fd=self._directory)
                 os.unlink(self._partial, dir_fd=self._directory)
@@ -116,6 +127,7 @@ class DirectoryUpload:
             raise _store_error(error, self._name) from error
         finally:
             self.abort()
+        return ()
 
     def abort(self) -> None:
         if self._fd < 0:
@@ -132,9 +144,12 @@ class DirectoryUpload:
 class DirectoryStore:
     """One run below a destination directory. The destination is made 0700 if its parent exists."""
 
-    def __init__(self, to: str, run: str, *, resume: bool = False) -> None:
+    authority = "local"
+
+    def __init__(self, to: str, run: str, *, resume: bool = False, throttle: Throttle | None = None) -> None:
         """`run` is `<case>/<host>/<run>`; it must be new, or with `resume` be there. Raises `StoreError`."""
         base = os.path.abspath(to)
+        self._throttle = throttle
         self.location = os.path.join(base, run)
         parts = run.split("/")
         try:
@@ -156,12 +171,15 @@ class DirectoryStore:
         except OSError as error:
             raise _store_error(error, self.location) from error
 
-    def begin(self, name: str) -> DirectoryUpload:
+    def begin(self, name: str, *, estimate: int | None = None) -> DirectoryUpload:  # noqa: ARG002 - a file needs none
         *parts, leaf = name.split("/")
         try:
-            return DirectoryUpload(_descend(self._fd, parts, create=True), name, leaf)
+            return DirectoryUpload(_descend(self._fd, parts, create=True), name, leaf, self._throttle)
         except OSError as error:
             raise _store_error(error, name) from error
+
+    def moment(self) -> None:
+        """A directory has no clock of its own."""
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -205,6 +223,9 @@ class DirectorySource:
 
     def names(self) -> Iterator[Listed]:
         yield from self._list(self._fd, "", 0)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """The kernel reads ahead by itself."""
 
     def _list(self, fd: int, prefix: str, depth: int) -> Iterator[Listed]:
         try:
