@@ -14,8 +14,9 @@ import enum
 import errno
 import stat as stat_module
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from acquirers.host import Host
@@ -56,11 +57,11 @@ class FlagKind(enum.StrEnum):
     DIGEST_OF_EXTENTS = "digest-of-extents"  # too sparse to digest its holes
     ELSEWHERE = "elsewhere"  # stored under another item, or outside what was asked for
     LEFT_OUT = "left-out"  # the destination of this very run
+    KNOWN = "known"  # proved to be what the responder named as known, and so not stored
     FINDING = "finding"  # two views of the machine disagree, or a record is not what it should be
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(msgspec.Struct, frozen=True):
     """Something that was asked for and was not read whole. `where` is the native path, or b"" for the item itself."""
 
     reason: Reason
@@ -70,8 +71,7 @@ class Gap:
     """Bytes that are missing, where it is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(msgspec.Struct, frozen=True):
     """Something worth knowing that is no loss: recorded, without effect on the exit code."""
 
     kind: FlagKind
@@ -108,8 +108,7 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One file inside an item that is an archive."""
 
     path: bytes
@@ -122,7 +121,7 @@ class Member:
     """True length of the content that was read; less than `stat.size` when the file shrank. None without content."""
     target: bytes | None = None
     """Of a symbolic link its text; of a hard link the native path under which the content is stored."""
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     offset: int | None = None
     """Byte offset in the item of the member's first header; None when it is only recorded (a socket)."""
     stored: int | None = None
@@ -137,8 +136,7 @@ class Report(Protocol):
     def flag(self, flag: Flag) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """One named stream of evidence."""
 
     path: str
@@ -148,8 +146,10 @@ class Item:
     """Starts the stream. Chunks of at most `MAX_CHUNK` bytes; raises only `AcquirerError`."""
     estimate: int | None = None
     """Bytes of plaintext, roughly; None when nobody knows."""
-    about: Mapping[str, object] = field(default_factory=dict)
+    about: Mapping[str, object] = msgspec.field(default_factory=dict)
     """What the manifest says of the item as a whole, of JSON types and `bytes` (the true bytes of a name)."""
+    says: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """What the result of the run is to say besides counts, e.g. {"analysable": "yes"}: short, of printable ASCII."""
 
 
 class State(enum.StrEnum):
@@ -158,8 +158,7 @@ class State(enum.StrEnum):
     UNAVAILABLE = "unavailable"  # there is, or may be, something that cannot be read: a gap
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """One thing that `plan` lists by name: a container, a layer, a volume. `name` is the machine's own bytes."""
 
     kind: str
@@ -170,8 +169,7 @@ class Subject:
     selected: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Availability:
+class Availability(msgspec.Struct, frozen=True):
     """What `probe` found out without reading evidence."""
 
     state: State
@@ -195,13 +193,22 @@ class Layers(enum.StrEnum):
     CHANGED = "changed"
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """What a job asks of the acquirers. Empty selectors mean everything."""
 
     containers: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     layers: Layers = Layers.ALL
+    known_layers: frozenset[str] = frozenset()
+    """DiffIDs (`sha256:…`) of layers that need not be taken where they are proved to be unchanged."""
+    freeze: bool = False
+    """Containers may be frozen while their processes are read."""
+    fault_in: bool = False
+    """Pages of processes that are not present are read, too, which brings them into memory."""
+    remote: bool = False
+    """What containers mount from servers, programs and lazily loaded layers is read, with deadlines."""
+    beside: frozenset[str] = frozenset()
+    """Names of all acquirers of the run: what one leaves to another is no gap if the other is there."""
     exclude: frozenset[tuple[int, int]] = frozenset()
     """(device, inode) of directories that are never entered: the destination of this very run."""
 

@@ -6,8 +6,10 @@ import os
 import platform
 import re
 import time
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import asdict
 
 from acquirers import identity as identity_module
 from acquirers import syscalls
@@ -27,8 +29,7 @@ CAPABILITIES = (
 ).split()
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(msgspec.Struct, frozen=True):
     """Readings of the machine's clocks, in nanoseconds, taken one after the other, and the kernel's own view."""
 
     wall_ns: int
@@ -38,8 +39,7 @@ class Clock:
     """`adjtimex(2)`, modes 0: state, status bits, offset, frequency, maximum and estimated error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """The machine as it presents itself, and what this process may do on it."""
 
     mode: str
@@ -59,7 +59,7 @@ class Facts:
     no_new_privs: int | None
     namespaces: Mapping[str, int]
     lockdown: str
-    identity: Mapping[str, object] = field(default_factory=dict)
+    identity: Mapping[str, object] = msgspec.field(default_factory=dict)
 
     @property
     def root(self) -> bool:

@@ -56,7 +56,11 @@ class Host(Root):
         """The directory `path`, opened for a faithful walk."""
         place = self.follow(path)
         try:
-            return open_tree(place.fd, path, recursive=recursive, mounts=self._mounts_below(place.native, path))
+            mounts = self._mounts_below(place.native, path) if recursive else None
+            tree = open_tree(place.fd, path, recursive=recursive, mounts=mounts)
+            if not tree.clone and not recursive:  # a clone of one mount shows nothing of what is mounted in it
+                tree.mounts = self._mounts_below(place.native, path)
+            return tree
         finally:
             os.close(place.fd)
 

@@ -7,7 +7,6 @@ a run on any other machine sends no packet; every request has a short deadline, 
 from __future__ import annotations
 
 import errno
-import http.client
 import io
 import json
 import os
@@ -47,14 +46,16 @@ def _ask(address: tuple[str, int], method: str, path: str, headers: Mapping[str,
 
     The deadline is of the whole exchange: a service that sends a byte now and then gains nothing.
     """
+    from http.client import HTTPException, HTTPResponse
+
     lines = [f"{method} {path} HTTP/1.1", f"Host: {address[0]}", "Connection: close"]
     lines += [f"{key}: {value}" for key, value in headers.items()]
     try:
         data = _exchange(address, ("\r\n".join(lines) + "\r\n\r\n").encode("ascii"), until)
-        answer = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+        answer = HTTPResponse(_Received(data))  # type: ignore[arg-type]
         answer.begin()
         return answer.read() if answer.status == 200 else None
-    except (OSError, ValueError, http.client.HTTPException):
+    except (OSError, ValueError, HTTPException):
         return None
 
 

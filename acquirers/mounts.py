@@ -199,3 +199,10 @@ def _above(point: bytes) -> list[bytes]:
         point = point.rpartition(b"/")[0] or b"/"
         found.append(point)
     return found
+
+
+def top_mount(mounts: list[Mount]) -> Mount | None:
+    """What lies uppermost at `/`."""
+    here = [mount for mount in mounts if mount.point == b"/"]
+    covered = {mount.parent_id for mount in here if mount.parent_id != mount.mount_id}
+    return next((mount for mount in reversed(here) if mount.mount_id not in covered), None)

@@ -14,7 +14,9 @@ import errno
 import os
 import re
 import stat
-from dataclasses import dataclass
+import weakref
+
+import msgspec
 
 from acquirers import syscalls
 from acquirers.files.tree import DIRECTORY, open_noatime
@@ -43,8 +45,7 @@ class ForeignMountError(OSError):
         super().__init__(errno.EREMOTE, f"on {what.decode('ascii', 'replace')}, which is not entered")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ground:
+class _Ground(msgspec.Struct, frozen=True):
     """What a component of a path lies on."""
 
     mount_id: int | None
@@ -53,8 +54,7 @@ class _Ground:
     """A view of the kernel, not files that anybody stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """What a path leads to."""
 
     fd: int
@@ -191,11 +191,13 @@ class Root(Resolver):
         self.root = os.path.abspath(root)
         wrong = f"{os.fsdecode(self.root)!r} holds none of etc, usr and var"
         try:
-            super().__init__(os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise NotARootError(wrong) from error
-        if not any(self.is_dir(name) for name in (b"/etc", b"/usr", b"/var")):
-            os.close(self._root_fd)
+        weakref.finalize(self, os.close, fd).atexit = False
+        super().__init__(fd)
+        # What a process has as its own `/` is one, even where an image was made from scratch.
+        if self.root != b"/" and not any(self.is_dir(name) for name in (b"/etc", b"/usr", b"/var")):
             raise NotARootError(wrong)
 
     def native(self, path: bytes) -> bytes:

@@ -13,8 +13,9 @@ import os
 import platform
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
+
+import msgspec
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -43,8 +44,7 @@ _NR_OPEN_TREE = 428
 _NR_MOUNT_SETATTR = 442
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(msgspec.Struct, frozen=True):
     """One `statx(2)` answer. Times in nanoseconds since the epoch; `attributes` are the `STATX_ATTR_*` bits."""
 
     mode: int
@@ -264,8 +264,7 @@ def filesystem_type(fd: int) -> int:
     return int(raw.type) & 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class ClockState:
+class ClockState(msgspec.Struct, frozen=True):
     """What `adjtimex(2)` says of the kernel's clock: microseconds, and frequency in parts per million times 65536."""
 
     state: int  # the return value: 0 TIME_OK … 5 TIME_ERROR (not synchronized)

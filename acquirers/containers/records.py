@@ -19,6 +19,7 @@ from acquirers.base import Kind
 from acquirers.files.tree import DIRECTORY, open_noatime
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from acquirers.files.tree import Tree
@@ -106,6 +107,34 @@ class Records:
 
     def read(self, *parts: bytes, limit: int = MAX_JSON) -> bytes:
         """The content of a regular file. Raises `MalformedError` when it is none or larger than `limit` bytes."""
+        fd = self._open(parts)
+        try:
+            size = os.fstat(fd).st_size
+            if size > limit:
+                raise MalformedError(f"{size} bytes, of which at most {limit} are read as a record")
+            data = bytearray()
+            while len(data) <= limit and (chunk := os.read(fd, min(1 << 16, limit + 1 - len(data)))):
+                data += chunk
+        finally:
+            os.close(fd)
+        if len(data) > limit:
+            raise MalformedError(f"grew beyond {limit} bytes")
+        return bytes(data)
+
+    def chunks(self, *parts: bytes, limit: int) -> Iterator[bytes]:
+        """The content of a regular file that is too large to be held. Raises `MalformedError` beyond `limit` bytes."""
+        fd = self._open(parts)
+        try:
+            while chunk := os.read(fd, 1 << 16):
+                limit -= len(chunk)
+                if limit < 0:
+                    raise MalformedError("larger than what is read of such a file")
+                yield chunk
+        finally:
+            os.close(fd)
+
+    def _open(self, parts: tuple[bytes, ...]) -> int:
+        """A regular file, for reading. Raises `MalformedError` when it is none."""
         directory = self._directory(parts[:-1])
         try:
             _check(parts[-1])
@@ -115,20 +144,10 @@ class Records:
             fd = open_noatime(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, directory)
         finally:
             os.close(directory)
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise MalformedError("changed its type while it was opened")
-            if found.st_size > limit:
-                raise MalformedError(f"{found.st_size} bytes, of which at most {limit} are read as a record")
-            data = bytearray()
-            while len(data) <= limit and (chunk := os.read(fd, min(1 << 16, limit + 1 - len(data)))):
-                data += chunk
-        finally:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-        if len(data) > limit:
-            raise MalformedError(f"grew beyond {limit} bytes")
-        return bytes(data)
+            raise MalformedError("changed its type while it was opened")
+        return fd
 
     def text(self, *parts: bytes, limit: int = 4096) -> str:
         """The content of a file that holds one word: an id, a digest, a number. Raises `MalformedError`."""

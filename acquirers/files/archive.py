@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import MAX_CHUNK, Buffer, Flag, FlagKind, Gap, Kind, Member, Reason
 from acquirers.files import pax, sparse
@@ -46,8 +47,7 @@ _TYPES = {
 }
 
 
-@dataclass(slots=True)
-class _Link:
+class _Link(msgspec.Struct):
     """An inode that is in the archive and may have further names."""
 
     path: bytes
@@ -120,6 +120,7 @@ class ArchiveWriter:
         self._links = LinkTable() if links is None else links
         self._offset = start
         self._pending = bytearray()
+        self._begun = start  # where the file began that is being stored
         self._waiting: list[Member] = []  # those whose end is in `_pending`
 
     @property
@@ -131,7 +132,13 @@ class ArchiveWriter:
         """The members of one tree. `prefix` is the directory of the archive that its paths stand under."""
         for entry in entries:
             if entry.kind is Kind.FILE:
-                yield from self._file(entry, self._name(entry, prefix))
+                stored = self._file(entry, self._name(entry, prefix))
+                if stored is None or entry.content is None:
+                    pass  # a link, or only its record
+                elif stored <= _LARGE:
+                    self._small(entry, entry.content, stored)
+                else:
+                    yield from self._large(entry, entry.content, stored)
             else:
                 self._bare(entry, prefix)
             if len(self._pending) >= _GATHER:
@@ -180,29 +187,32 @@ class ArchiveWriter:
         )
         self._head(entry, header)
 
-    def _file(self, entry: Entry, name: bytes) -> Iterator[Buffer]:
-        """A regular file: its content, a link to it where it is in the archive already, or only its record."""
+    def _file(self, entry: Entry, name: bytes) -> int | None:
+        """What stands before the content of a regular file, and how many bytes of that are to follow.
+
+        None where there is nothing to follow: a link, where it is in the archive already, or only its record.
+        """
         stat, content = entry.stat, entry.content
         if stat.nlink > 1:
             link = self._links.find(stat, name)
             if link is not None:
                 self._hard_link(entry, name, link)
-                return
+                return None
         if content is None:
             self._only_record(entry)
-            return
+            return None
         size = content.size
         try:
             stored = sparse.stored_size(content.extents, size)
         except ValueError as error:
             self._report.gap(Gap(Reason.INTERNAL, f"not stored: {error}", entry.path, size))
             self._only_record(entry)
-            return
+            return None
         if stat.nlink > 1 and not self._links.add(stat, entry.path, name):
             detail = f"the table of hard links is full: stored under each of its {stat.nlink} names"
             self._report.flag(Flag(FlagKind.COPY, detail, entry.path))
 
-        offset = self._offset
+        self._begun = self._offset
         header = pax.Header(name, tarfile.REGTYPE, stat, size=stored, xattrs=entry.xattrs)
         extents = b""
         if stored < size:
@@ -210,19 +220,24 @@ class ArchiveWriter:
             header.real_size = size
             header.size += len(extents)
         self._head(entry, header)
-        self._append(extents)
-        whole = yield from self._content(entry, content, stored)
-        self._offset += stored
-        self._append(pax.padding(stored))
+        if extents:
+            self._append(extents)
+        return stored
+
+    def _ends(self, entry: Entry, content: Content, stored: int, *, whole: bool) -> None:
+        """What stands behind the content."""
+        padding = pax.padding(stored)
+        self._pending += padding
+        self._offset += stored + len(padding)
         self._waiting.append(
             Member(
                 entry.path,
                 Kind.FILE,
-                stat,
+                entry.stat,
                 sha256=content.sha256 if whole else None,
                 size=content.true_size,
                 xattrs=entry.xattrs,
-                offset=offset,
+                offset=self._begun,
                 stored=stored,
             )
         )
@@ -264,8 +279,22 @@ class ArchiveWriter:
             self._report.flag(Flag(FlagKind.ELSEWHERE, detail, entry.path))
         return name
 
-    def _content(self, entry: Entry, content: Content, stored: int) -> Generator[Buffer, None, bool]:
-        """Exactly `stored` bytes. Returns whether these were what the content gave."""
+    def _small(self, entry: Entry, content: Content, stored: int) -> None:
+        """Exactly `stored` bytes, at most `_LARGE`, are gathered."""
+        left, surplus = stored, 0
+        for chunk in content.chunks():
+            if len(chunk) > left:
+                surplus += len(chunk) - left
+                chunk = chunk[:left]  # noqa: PLW2901
+            left -= len(chunk)
+            self._pending += chunk
+        if left or surplus:
+            self._told_wrong(entry, left, surplus)
+            self._pending += bytes(left)
+        self._ends(entry, content, stored, whole=not (left or surplus))
+
+    def _large(self, entry: Entry, content: Content, stored: int) -> Iterator[Buffer]:
+        """Exactly `stored` bytes."""
         left, surplus = stored, 0
         for chunk in content.chunks():
             if len(chunk) > left:
@@ -279,16 +308,19 @@ class ArchiveWriter:
             else:
                 yield from self._flush()
                 yield from _pieces(chunk)
-        if not (left or surplus):
-            return True
-        fault = f"{left} bytes fewer, filled with zeros" if left else f"{surplus} bytes more, cut off"
-        self._report.gap(Gap(Reason.INTERNAL, f"the content gave {fault}", entry.path, left or surplus))
+        whole = not (left or surplus)
+        if not whole:
+            self._told_wrong(entry, left, surplus)
         while left:
             zeros = min(left, MAX_CHUNK)
             yield from self._flush()
             self._pending += bytes(zeros)
             left -= zeros
-        return False
+        self._ends(entry, content, stored, whole=whole)
+
+    def _told_wrong(self, entry: Entry, left: int, surplus: int) -> None:
+        fault = f"{left} bytes fewer, filled with zeros" if left else f"{surplus} bytes more, cut off"
+        self._report.gap(Gap(Reason.INTERNAL, f"the content gave {fault}", entry.path, left or surplus))
 
     def _append(self, data: bytes) -> None:
         self._pending += data

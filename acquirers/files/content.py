@@ -12,9 +12,10 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import MAX_CHUNK, Flag, FlagKind, Gap, Reason, Report
 from acquirers.files.deadline import Guard, StuckError, reason
@@ -34,6 +35,9 @@ MAX_GAPS = 64
 MAX_BAD_PAGES = 1000
 """Unreadable pages in a row after which the rest of a file is given up: each may cost a disk many seconds."""
 
+SMALL = 1 << 16
+"""Bytes up to which a file without holes is read in one call."""
+
 _ADVISE_FROM = 1 << 17
 _BLOCK = 512
 _EXTENTS_AT_A_TIME = 1024
@@ -48,15 +52,14 @@ _PAGE_ERRORS = frozenset({
 })  # fmt: skip
 
 
-@dataclass(slots=True)
-class Reader:
+class Reader(msgspec.Struct):
     """What all files of one walk share: above all one buffer."""
 
     guard: Guard
     report: Report
     in_place: bool
     """There is no clone: reading may move access times."""
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(MAX_CHUNK)))
+    buffer: memoryview = msgspec.field(default_factory=lambda: memoryview(bytearray(MAX_CHUNK)))
 
     def fill(self, fd: int, length: int, position: int) -> int:
         """Reads to the beginning of the buffer and returns how much there was. Raises `OSError`."""
@@ -76,7 +79,7 @@ class FileContent:
 
     __slots__ = (
         "_bad", "_bad_in_a_row", "_digest", "_ended", "_extents", "_fd", "_path", "_read_to", "_reader", "_short",
-        "_stat", "_step", "_stuck", "sha256", "true_size",
+        "_stat", "_step", "_stuck", "_why_stuck", "sha256", "true_size",
     )  # fmt: skip
 
     def __init__(self, reader: Reader, fd: int, path: bytes, stat: Stat) -> None:
@@ -86,6 +89,8 @@ class FileContent:
         self._stat = stat
         self._extents: tuple[tuple[int, int], ...] | None = None
         self._stuck = False
+        self._short = False
+        self._why_stuck = "its extents could not be asked for in time"
         self.sha256: bytes | None = None
         self.true_size = 0
 
@@ -107,6 +112,13 @@ class FileContent:
 
     def chunks(self) -> Iterator[memoryview]:
         extents = self.extents
+        size = self._stat.size
+        if 0 < size <= SMALL and extents == ((0, size),) and not self._stuck:
+            chunk = self._at_once(size)
+            if chunk is not None:
+                yield chunk
+                self._compare(self._look())
+                return
         self._begin(extents)
         for offset, length in extents:
             position, end = offset, offset + length
@@ -116,6 +128,22 @@ class FileContent:
                     yield chunk
                     position += len(chunk)
         self._finish()
+
+    def _at_once(self, size: int) -> memoryview | None:
+        """All of a small file. Nothing when that is not what one call gives: then the long way is taken."""
+        try:
+            if self._reader.fill(self._fd, size, 0) != size:
+                return None
+        except StuckError as error:
+            self._stuck = True
+            self._why_stuck = _text(error)
+            return None
+        except OSError:
+            return None
+        chunk = self._reader.buffer[:size]
+        self.sha256 = hashlib.sha256(chunk).digest()
+        self.true_size = size
+        return chunk
 
     def _find_extents(self) -> tuple[tuple[int, int], ...]:
         # st_blocks also counts what is preallocated and what waits to be allocated. Where that is all, asking for holes
@@ -140,9 +168,8 @@ class FileContent:
         self._step = MAX_CHUNK
         self._read_to = 0  # the digest covers what lies before
         self._ended = False  # there is nothing further to read
-        self._short = False
         if self._stuck:
-            self._give_up(0, Reason.STUCK, "its extents could not be asked for in time")
+            self._give_up(0, Reason.STUCK, self._why_stuck)
         elif self.size - sum(length for _, length in extents) > MAX_DIGESTED_HOLES:
             self._digest = None
             detail = f"more than {MAX_DIGESTED_HOLES >> 30} GiB of holes: no digest"
@@ -179,7 +206,7 @@ class FileContent:
     def _failed(self, position: int, length: int, error: OSError) -> memoryview:
         if error.errno not in _PAGE_ERRORS or isinstance(error, StuckError):
             self._stuck = self._stuck or isinstance(error, StuckError)
-            self._give_up(position, reason(error), error.strerror or str(error))
+            self._give_up(position, reason(error), _text(error))
             return _NOTHING
         if length > PAGE:
             # At once to a single page, and twice as much with every success: the page cache returns what lies before
@@ -187,7 +214,7 @@ class FileContent:
             self._step = PAGE
             return _NOTHING
         self._digest = None
-        self._bad.add(position, position + length, error.strerror or str(error))
+        self._bad.add(position, position + length, _text(error))
         self._bad_in_a_row += 1
         self._read_to = position + length
         if self._bad_in_a_row >= MAX_BAD_PAGES and self._read_to < self.size:
@@ -216,6 +243,10 @@ class FileContent:
         if self._digest is not None:
             self._digest_hole(self.true_size)
             self.sha256 = self._digest.digest()
+        self._compare(now)
+
+    def _compare(self, now: os.stat_result | None) -> None:
+        """Tells what has moved since the file was opened, when all of it was read."""
         if now is None:
             return
         stat = self._stat
@@ -251,6 +282,10 @@ class FileContent:
 
     def _flag(self, kind: FlagKind, detail: str) -> None:
         self._reader.report.flag(Flag(kind, detail, self._path))
+
+
+def _text(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 class _BadRanges:

@@ -7,8 +7,9 @@ way back up is `..`, if it leads to the directory that we came from, else the na
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.files.look import open_same
 
@@ -20,15 +21,14 @@ OPEN_LEVELS = 64
 """Directories above the deepest one that are kept open."""
 
 
-@dataclass(slots=True)
-class Level:
+class Level(msgspec.Struct):
     """A directory on the way from the root of the tree to where the walk is."""
 
     name: bytes
     fd: int
     """-1: closed for the time being, or lost."""
     stat: Stat
-    waiting: deque[bytes] = field(default_factory=deque)
+    waiting: deque[bytes] = msgspec.field(default_factory=deque)
     """Subdirectories that are still to be entered."""
     cookie: int = 0
     """Where its listing stands, for `lseek`."""

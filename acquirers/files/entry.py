@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,15 +40,14 @@ class Content(Protocol):
         """After the last chunk: how much of `size` was really there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file. `path` is native and absolute, also when the machine is a mounted disk."""
+class Entry(msgspec.Struct):
+    """One file. `path` is native and absolute, also when the machine is a mounted disk. Nobody changes it."""
 
     path: bytes
     kind: Kind
     stat: Stat
     """From the open descriptor where there is one (files, directories), else from the name."""
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     target: bytes | None = None
     """The text of a symbolic link."""
     content: Content | None = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
+import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers import syscalls
 from acquirers.base import Kind
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(msgspec.Struct):
     """What one look at a name found."""
 
     stat: Stat
@@ -45,13 +46,48 @@ class Seen:
         return Kind.of_mode(self.stat.mode)
 
 
+class Patience:
+    """Seconds that may be spent in waiting for others: `most` at once, and as time goes by a share of it again.
+
+    Whoever keeps many files busy delays a run by no more than that, and whoever comes later is waited for as well.
+    """
+
+    def __init__(self, most: float, share: float) -> None:
+        self._most = self._left = most
+        self._share = share
+        self._at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps, if there is patience for it."""
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(self._most, self._left + (now - self._at) * self._share)
+            self._at = now
+            if self._left < seconds:
+                return False
+            self._left -= seconds
+        time.sleep(seconds)
+        return True
+
+
+PATIENCE = Patience(3.0, 0.01)
+"""With holders of leases. An attempt to open does not wait, but tells the holder to let go; the kernel makes it do so
+after `/proc/sys/fs/lease-break-time`, 45 s."""
+
+
 def _open(name: bytes, flags: int, dir_fd: int) -> int:
     for pause in (0.05, 0.2, 0.5):
         try:
             return open_noatime(name, flags, dir_fd)
         except BlockingIOError:
-            time.sleep(pause)  # a lease (fcntl(2), F_SETLEASE): its holder was told to let go
-    return open_noatime(name, flags, dir_fd)
+            if not PATIENCE.wait(pause):
+                break
+    try:
+        return open_noatime(name, flags, dir_fd)
+    except BlockingIOError as error:
+        detail = "a process has a lease on it (fcntl F_SETLEASE) and was told to let go: the next run may read it"
+        raise BlockingIOError(error.errno, detail) from error
 
 
 def open_file(dir_fd: int, name: bytes, in_place: bool) -> Seen:

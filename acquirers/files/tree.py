@@ -8,8 +8,9 @@ directory is read in place with `O_NOATIME`, which the kernel grants to owners a
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
+
+import msgspec
 
 from acquirers import syscalls
 
@@ -30,8 +31,7 @@ def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
         return os.open(name, flags, dir_fd=dir_fd)
 
 
-@dataclass(slots=True)
-class Tree:
+class Tree(msgspec.Struct):
     """A directory that is open for reading, with what is mounted below it. A context manager."""
 
     fd: int
@@ -43,7 +43,7 @@ class Tree:
     """Why there is no clone."""
     recursive: bool = False
     """What is mounted below belongs to it."""
-    mounts: Mapping[bytes, Mount] = field(default_factory=dict)
+    mounts: Mapping[bytes, Mount] = msgspec.field(default_factory=dict)
     """What is mounted below: native absolute path -> mount. Nothing is entered that is not listed here as local."""
 
     def __enter__(self) -> Self:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 MAX_TOTAL = 1 << 20
 """Bytes of names and values that are taken of one file."""
@@ -20,11 +21,10 @@ MAX_TOTAL = 1 << 20
 _NONE = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(msgspec.Struct, frozen=True):
     """What was read, and what was not."""
 
-    values: Mapping[bytes, bytes] = field(default_factory=dict)
+    values: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     error: OSError | None = None
     """The first that kept an attribute, or all of them, from being read."""
     lost: int = 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from acquirers.snapshot.notes import Executable
@@ -20,8 +21,7 @@ MAX_KNOWN = 50_000
 MAX_PATHS = 16
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct):
     """One file that processes run."""
 
     dev: int
@@ -30,9 +30,9 @@ class Held:
     """Of the process with the lowest pid."""
     size: int
     nlink: int
-    paths: list[bytes] = field(default_factory=list)
+    paths: list[bytes] = msgspec.field(default_factory=list)
     """What the kernel names it; it differs between mount namespaces."""
-    pids: list[int] = field(default_factory=list)
+    pids: list[int] = msgspec.field(default_factory=list)
     fd: int = -1
 
     @property

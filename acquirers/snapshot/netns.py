@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -27,16 +26,15 @@ _NSFS_MAGIC = 0x6E736673
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@dataclass(slots=True)
-class Namespace:
+class Namespace(msgspec.Struct):
     """A network namespace, and the ways to it."""
 
     inode: int
-    pids: list[int] = field(default_factory=list)
+    pids: list[int] = msgspec.field(default_factory=list)
     """The first processes that were seen in it."""
     count: int = 0
     """How many processes were seen in it."""
-    handles: list[bytes] = field(default_factory=list)
+    handles: list[bytes] = msgspec.field(default_factory=list)
     """Of a namespace without processes: paths below /proc, or absolute ones, of files that stand for it."""
 
 

@@ -45,6 +45,7 @@ class Notes(msgspec.Struct, omit_defaults=True):
     denied: list[str] = []
     gaps: list[tuple[Reason, str, str]] = []
     """(reason, what is alike, detail)."""
+    comm: bytes = b""
     start_ticks: int = 0
     net: int = 0
     """Inode of the network namespace."""

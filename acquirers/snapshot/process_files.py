@@ -6,7 +6,8 @@ Format: proc(5), proc_pid_stat(5), proc_pid_status(5).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 PF_KTHREAD = 0x00200000
 """include/linux/sched.h: a kernel thread. No program can set it, unlike a name in brackets."""
@@ -22,8 +23,7 @@ _HEX = re.compile(rb"[0-9a-f]{1,16}")
 _OCTAL = re.compile(rb"[0-7]{1,12}")
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(msgspec.Struct, frozen=True):
     """What is used of `/proc/<pid>/stat`. Times in clock ticks since boot."""
 
     pid: int

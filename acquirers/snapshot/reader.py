@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import psutil
 
-from acquirers import syscalls
+from acquirers import container_id, syscalls
 from acquirers.base import Reason
 from acquirers.files.deadline import Direct, guard_for
 from acquirers.files.tree import open_noatime
-from acquirers.snapshot import container_id
 from acquirers.snapshot.encode import fragment, put, put_list
 from acquirers.snapshot.notes import Executable, Notes, Step
 from acquirers.snapshot.process_files import Stat, classify, parse_fdinfo, parse_stat, parse_status
@@ -178,7 +177,7 @@ class ProcessReader:
     def _basic(self) -> None:
         record, note, stat = self._record, self._note, self._stat
         if stat is not None:
-            note.start_ticks = stat.start_ticks
+            note.start_ticks, note.comm = stat.start_ticks, stat.comm
             put(record, "comm", stat.comm)
             record |= {
                 "state": stat.state,

@@ -14,10 +14,10 @@ import re
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import asdict
 
 from acquirers import facts
 from acquirers.base import AcquirerError, Flag, FlagKind, Gap, Reason, reason_of
@@ -73,6 +73,7 @@ class Snapshot:
         self._counts: Counter[str] = Counter()
         # Of the record that is being put together:
         self._pid = 0
+        self._comm = b""
         self._start_ticks = 0
         self._pieces: list[bytes] = []
         self._vanished = False
@@ -192,15 +193,14 @@ class Snapshot:
                     yield self._finish(gaps)
 
     def _begin(self, pid: int) -> None:
-        self._pid, self._start_ticks, self._pieces = pid, 0, []
+        self._pid, self._comm, self._start_ticks, self._pieces = pid, b"", 0, []
         self._vanished, self._denied, self._missing = False, [], []
 
     def _finish(self, gaps: GapCount) -> bytes:
         self._counts["processes"] += 1
         self._counts["vanished"] += self._vanished
         self._counts["not_read"] += bool(self._missing)
-        for kind in self._denied:
-            gaps.denied(kind)
+        gaps.denied(self._pid, self._comm, self._denied)
         tail: dict[str, object] = {}
         if self._vanished:
             tail["vanished"] = True
@@ -221,6 +221,7 @@ class Snapshot:
         self._vanished = self._vanished or notes.vanished
         self._denied += notes.denied
         self._start_ticks = notes.start_ticks or self._start_ticks
+        self._comm = notes.comm or self._comm
         for reason, kind, detail in notes.gaps:
             gaps.one(kind, Gap(reason, detail, b"/proc/%d" % pid))
         if notes.net:

@@ -23,8 +23,9 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
@@ -46,8 +47,7 @@ class Outcome(enum.Enum):
     SKIPPED = "skipped"  # not begun: too many tasks were stuck before
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """What a task has to tell. A task yields any number of them; `last` spares a message."""
 
     data: bytes | memoryview = b""
@@ -57,8 +57,7 @@ class Part:
     last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Received(Generic[T]):
+class Received(msgspec.Struct, Generic[T], frozen=True):
     """A part, in the parent. `fd` is the receiver's to close, -1 when there is none."""
 
     task: T
@@ -67,8 +66,7 @@ class Received(Generic[T]):
     fd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended(Generic[T]):
+class Ended(msgspec.Struct, Generic[T], frozen=True):
     """A task is over; every task ends exactly once, in order."""
 
     task: T
@@ -76,8 +74,7 @@ class Ended(Generic[T]):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """How long to wait for a sign of life, in seconds, and how often."""
 
     first: float = 2.0

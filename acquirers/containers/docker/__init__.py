@@ -7,6 +7,6 @@ items.
 
 from __future__ import annotations
 
-from acquirers.containers.docker.acquirer import Docker
+from acquirers.containers.docker.acquirer import Docker, container_names
 
-__all__ = ["Docker"]
+__all__ = ["Docker", "container_names"]

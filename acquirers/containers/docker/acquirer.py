@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from acquirers.base import Availability, Gap, Layers, Reason, State, Subject
+import msgspec
+
+from acquirers.base import Availability, Gap, Item, Layers, Reason, Scope, State, Subject
 from acquirers.containers.docker.areas import Areas
+from acquirers.containers.docker.events import MEDIA_TYPE as EVENTS
+from acquirers.containers.docker.events import EventRing
 from acquirers.containers.docker.items import Items, make_item
+from acquirers.containers.docker.proving import digest_of
 from acquirers.containers.docker.roots import Found, find_roots
 from acquirers.containers.docker.store import Room, Store, read_store
 from acquirers.containers.item_names import ItemNames
+from acquirers.containers.known import counted
 from acquirers.containers.parts import Archive
+from acquirers.host import Mode
 
 if TYPE_CHECKING:
-    from acquirers.base import Item, Scope
     from acquirers.host import Host
 
 _MAX_LISTED = 1000
@@ -23,8 +28,7 @@ _MAX_LISTED = 1000
 _DENIED = "there is, or may be, a Docker data root that this user may not look at"
 
 
-@dataclass(slots=True)
-class _Survey:
+class _Survey(msgspec.Struct):
     """What is there, and what of it is asked for."""
 
     found: Found
@@ -54,7 +58,7 @@ class Docker:
         limits = len(found.denied) + len(found.gaps)
         return Availability(
             State.AVAILABLE,
-            reason=f"{limits} further places could not be looked at" if limits else "",
+            reason=f"{counted(limits, 'further place')} could not be looked at" if limits else "",
             remedy="run as root" if found.denied else "",
             subjects=tuple(subject for store in survey.stores for subject in _subjects(survey, store, scope)),
             matched=frozenset().union(*(one.matched for store in survey.stores for one in store.containers)),
@@ -68,6 +72,12 @@ class Docker:
         stores = [store for store in survey.stores if store.chosen or not survey.narrowed]
         if not stores and gaps:
             yield make_item(names, "runtime", Archive(host, scope, (), gaps, flags), {"runtime": "docker"})
+        daemons = sorted({pid for store in stores for pid in store.root.pids})
+        if daemons and host.mode is Mode.HOST and not survey.narrowed:
+            about = {"runtime": "docker", "asserted_by": "the daemon", "daemons": daemons}
+            yield Item(
+                names.take("containers/docker", "events", ".jsonl"), EVENTS, EventRing(host, daemons), None, about
+            )
         for position, store in enumerate(stores):
             first = position == 0
             with Areas(host, store.root.path) as areas:
@@ -87,6 +97,11 @@ class Docker:
                 detail = f"container {name[:100]!r} was there when the run was planned and is gone"
                 gaps.append(Gap(Reason.VANISHED, detail, root + b"/containers/" + container_id.encode()))
         return gaps
+
+
+def container_names(host: Host) -> dict[str, tuple[str, ...]]:
+    """The names of all containers that any data root of Docker holds, by their ids."""
+    return {one.id: (one.name,) for store in _survey(host, Scope()).stores for one in store.containers}
 
 
 def _survey(host: Host, scope: Scope) -> _Survey:
@@ -113,7 +128,9 @@ def _nothing(found: Found) -> Availability:
         gap = found.gaps[0]
         return Availability(State.UNAVAILABLE, f"{gap.detail}: {gap.where.decode('utf-8', 'replace')}")
     if found.unseen:
-        return Availability(State.ABSENT, f"no data root; {len(found.unseen)} homes could not be looked into")
+        return Availability(
+            State.ABSENT, f"no data root; {counted(len(found.unseen), 'home')} could not be looked into"
+        )
     return Availability(State.ABSENT, "no Docker data root")
 
 
@@ -123,8 +140,10 @@ def _subjects(survey: _Survey, store: Store, scope: Scope) -> Iterator[Subject]:
         name = container.name.encode()
         yield Subject("container", container.id, name, container.state, None, container.selected)
     for key, layer in store.layers.items():
-        selected = scope.layers is Layers.ALL and key in store.wanted
-        yield Subject("layer", layer.id, layer.diff_id.encode(), "", layer.size, selected)
+        selected = scope.layers is not Layers.UPPER and key in store.wanted
+        known = scope.layers is Layers.CHANGED and digest_of(layer) in scope.known_layers
+        state = "known: left out if it is unchanged" if known else ""
+        yield Subject("layer", layer.id, layer.diff_id.encode(), state, layer.size, selected)
     for _, mount_id in store.unclaimed[:_MAX_LISTED]:
         yield Subject("layer", mount_id, b"", "claimed by no container", None, not survey.narrowed)
     if len(store.unclaimed) > _MAX_LISTED:

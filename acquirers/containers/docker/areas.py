@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.paths import mount_of, resolve, within
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
 
 OVERLAYS = ("overlay2", "fuse-overlayfs")
 """Drivers whose directories are laid out as `layers` reads them."""
+COPIES = {"vfs": "vfs/dir", "btrfs": "btrfs/subvolumes"}
+"""Drivers whose layers are whole root filesystems, copies or snapshots of all that is below them: where these lie."""
 
 _CONTAINER = re.compile(rb"[0-9a-f]{64}")
+_LAYER = re.compile(rb"[0-9a-f]{64}(?:-init)?")
 _DRIVER = re.compile(rb"[a-z0-9][a-z0-9_-]{0,39}")
 _MAX_DRIVERS = 100
 
 
-@dataclass(slots=True)
-class _Area:
+class _Area(msgspec.Struct):
     path: bytes
     """Native, links followed."""
     records: Records
@@ -50,7 +53,7 @@ class Areas:
     def __enter__(self) -> Self:
         try:
             with Records.open(self._host, self._root) as top:
-                for name in ("containers", "image", "volumes", *OVERLAYS):
+                for name in ("containers", "image", "volumes", *OVERLAYS, *COPIES):
                     self._enter(top, name)
         except OSError as error:
             self.gaps.append(Gap(reason_of(error), f"the data root: {error.strerror}", self._root))
@@ -86,10 +89,15 @@ class Areas:
     def overlay_path(self, driver: str) -> bytes:
         return self.path(driver)
 
+    def files_path(self, driver: str, layer: str) -> bytes:
+        """The directory with the files of a layer, the image's or the writable one."""
+        path = self.path(driver) + b"/" + layer.encode()
+        return path if driver in COPIES else path + b"/diff"
+
     def path(self, name: str) -> bytes:
         """The native path of an area, where its link leads to if it is one."""
         area = self._open.get(name)
-        return area.path if area is not None else self._root + b"/" + name.encode()
+        return area.path if area is not None else self._root + b"/" + COPIES.get(name, name).encode()
 
     @property
     def readable(self) -> bool:
@@ -128,9 +136,10 @@ class Areas:
         return area.records if area is not None else None
 
     def _enter(self, top: Records, name: str) -> None:
-        path = self._root + b"/" + name.encode()
+        parts = COPIES.get(name, name).encode().split(b"/")
+        path = b"/".join((self._root, *parts))
         try:
-            kind = top.kind(name.encode())
+            kind = top.kind(*parts)
             if kind is None:
                 return
             if kind is Kind.SYMLINK:
@@ -167,4 +176,6 @@ def _has_shape(records: Records, name: str) -> bool:
         return any(records.kind(entry, b"layerdb") is Kind.DIRECTORY for entry, _ in drivers)
     if name == "volumes":
         return records.kind(b"metadata.db") is Kind.FILE
+    if name in COPIES:
+        return any(records.names(matching=_LAYER))
     return records.kind(b"l") is Kind.DIRECTORY

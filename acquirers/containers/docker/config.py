@@ -7,6 +7,7 @@ in these records is ever opened.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,6 +26,12 @@ _MAX_STRINGS = 64
 """Strings of a list that are kept, each with `_SHORT` characters: there are some forty capabilities."""
 _SHORT = 128
 _NEVER = "0001-01-01T00:00:00Z"
+_ORCHESTRATED = (
+    "com.amazonaws.ecs.task-arn",
+    "io.kubernetes.pod.name",
+    "io.kubernetes.pod.namespace",
+    "io.kubernetes.pod.uid",
+)
 _HOST_CONFIG = (
     "Privileged ReadonlyRootfs AutoRemove NetworkMode PidMode IpcMode UTSMode UsernsMode CgroupnsMode Runtime "
     "CapAdd CapDrop SecurityOpt PublishAllPorts"
@@ -100,8 +107,7 @@ class _HostConfig(msgspec.Struct):
     LogConfig: _Raw = _EMPTY
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
+class MountPoint(msgspec.Struct, frozen=True):
     """What the record says is mounted into the container."""
 
     kind: str
@@ -142,6 +148,8 @@ class ContainerRecord:
     finished: str = ""
     log_path: str = ""
     labels: int | None = None
+    orchestrated: Mapping[str, str] = field(default_factory=dict)
+    """Those labels that say which pod or ECS task it belongs to."""
     mounts: tuple[MountPoint, ...] = ()
     complaints: tuple[str, ...] = field(default=(), compare=False)
     """What of the record could not be read, the mounts first."""
@@ -184,6 +192,7 @@ def parse_config(data: bytes) -> ContainerRecord:
     state = fields.take(config.State, _State, _State(), "State")
     inner = fields.take(config.Config, _Inner, _Inner(), "Config")
     started = fields.text(state.StartedAt, "State.StartedAt", 64)
+    labels = fields.take(inner.Labels, dict[str, _Raw], {}, "Config.Labels")
     return ContainerRecord(
         id=fields.text(config.ID, "ID"),
         name=fields.text(config.Name, "Name"),
@@ -200,7 +209,10 @@ def parse_config(data: bytes) -> ContainerRecord:
         started="" if started == _NEVER else started,
         finished=_time(fields.text(state.FinishedAt, "State.FinishedAt", 64)),
         log_path=fields.text(config.LogPath, "LogPath", _PATH),
-        labels=len(fields.take(inner.Labels, dict[str, _Raw], {}, "Config.Labels")),
+        labels=len(labels),
+        orchestrated={
+            name: fields.text(labels[name], f"Config.Labels[{name}]") for name in _ORCHESTRATED if name in labels
+        },
         mounts=_mounts(fields, config.MountPoints),
         complaints=tuple(sorted(fields.complaints, key=lambda one: not one.startswith("MountPoints"))[:20]),
     )

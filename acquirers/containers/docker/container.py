@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
 from acquirers.containers.docker import live
-from acquirers.containers.docker.areas import OVERLAYS
+from acquirers.containers.docker.areas import COPIES, OVERLAYS
 from acquirers.containers.docker.config import ContainerRecord, MountPoint, parse_config, parse_host_config
 from acquirers.containers.docker.layers import UNSUPPORTED, Layer, LayerStore, Writable
 from acquirers.containers.records import MalformedError
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 _VOLUME = re.compile(rb"[^/\0]{1,255}")
 
 
-@dataclass(slots=True)
-class Container:
+class Container(msgspec.Struct):
     """One container, running or not."""
 
     id: str
@@ -35,16 +35,18 @@ class Container:
     """`<root>/containers/<id>`."""
     present: bool = True
     """That directory is there. Without it only layerdb knows of the container."""
-    record: ContainerRecord = field(default_factory=ContainerRecord)
-    host_config: Mapping[str, object] = field(default_factory=dict)
+    record: ContainerRecord = msgspec.field(default_factory=ContainerRecord)
+    host_config: Mapping[str, object] = msgspec.field(default_factory=dict)
     state: str = "unknown"
     writable: Writable | None = None
-    volumes: list[bytes] = field(default_factory=list)
+    snapshotter: str = ""
+    """Of containerd, which keeps the writable layer."""
+    volumes: list[bytes] = msgspec.field(default_factory=list)
     """Names of those of the local driver that are there."""
-    links: list[bytes] = field(default_factory=list)
+    links: list[bytes] = msgspec.field(default_factory=list)
     """Those of them that are links, which stand among the records of all volumes."""
-    gaps: list[Gap] = field(default_factory=list)
-    flags: list[Flag] = field(default_factory=list)
+    gaps: list[Gap] = msgspec.field(default_factory=list)
+    flags: list[Flag] = msgspec.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -130,12 +132,10 @@ class ContainerReader:
         where = self._areas.image_path + b"/" + (driver[:40].encode() or b"overlay2") + b"/layerdb/mounts"
         if driver in UNSUPPORTED:
             gap = Gap(Reason.UNSUPPORTED, f"the writable layer, driver {driver!r}: {UNSUPPORTED[driver]}", where)
-        elif driver and driver not in OVERLAYS:
-            detail = (
-                f"the writable layer, driver {driver[:40]!r}: a snapshotter of containerd keeps it "
-                "(Docker 29 and later); it is in containerd's own store"
-            )
-            gap = Gap(Reason.UNSUPPORTED, detail, container.path)
+        elif driver and driver not in OVERLAYS and not (driver in COPIES and driver in self._areas.image_drivers):
+            # Docker 29 and later, or where it was switched on: only containerd's records lead to it.
+            container.snapshotter = driver[:40]
+            return
         else:
             gap = Gap(Reason.MALFORMED, "layerdb has no record of the container: no writable layer was found", where)
         container.gaps.append(gap)

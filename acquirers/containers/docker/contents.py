@@ -8,23 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, Report
-from acquirers.containers.docker.areas import OVERLAYS
-from acquirers.containers.parts import Keep, Part, only, without
+from acquirers.containers.docker.areas import COPIES, OVERLAYS
+from acquirers.containers.docker.layers import Layer
+from acquirers.containers.parts import Keep, Part, only
 from acquirers.containers.paths import other_paths, within
 
 if TYPE_CHECKING:
     from acquirers.containers.docker.container import Container
-    from acquirers.containers.docker.layers import Layer, Writable
+    from acquirers.containers.docker.layers import Writable
     from acquirers.containers.docker.store import Store
     from acquirers.mounts import Mount
 
 _CONFIGURATION = b"/etc/docker"
 _KNOWN = frozenset(
-    b"containers image volumes overlay2 fuse-overlayfs network buildkit swarm runtimes plugins engine-id".split()
+    b"containers image volumes overlay2 fuse-overlayfs vfs btrfs network buildkit swarm runtimes plugins"
+    b" engine-id".split()
 )
 """Names of a data root that this acquirer looks into."""
 
 UNCLAIMED = "a writable layer that no container claims: its container was removed, or hidden"
+_MOUNTED = frozenset({b"merged"})
+"""Where the overlay of a layer is mounted: the same files once more."""
 _CONTAINER = re.compile(rb"[0-9a-f]{64}")
 _MAX_NAMED = 50
 
@@ -38,22 +42,22 @@ def container_parts(store: Store, container: Container) -> Iterator[Part]:
         return
     mounts = store.areas.image_path + f"/{writable.driver}/layerdb/mounts/{container.id}".encode()
     yield Part(mounts, optional=True)
-    if writable.driver in OVERLAYS:
+    if writable.driver in OVERLAYS or writable.driver in COPIES:
         yield from writable_parts(store, writable)
 
 
 def writable_parts(store: Store, writable: Writable) -> Iterator[Part]:
-    """`merged` is where the overlay is mounted: the same files once more."""
     overlay = store.areas.overlay_path(writable.driver)
     for name in (writable.mount_id, writable.init_id):
         if name:
-            yield Part(overlay + b"/" + name.encode(), without(b"merged"))
+            yield layer_part(store, Layer(writable.driver, name))
     if writable.links:
         yield Part(overlay + b"/l", only(frozenset(writable.links)), optional=True)
 
 
 def layer_part(store: Store, layer: Layer) -> Part:
-    return Part(store.areas.overlay_path(layer.driver) + b"/" + layer.id.encode(), without(b"merged"))
+    path = store.areas.overlay_path(layer.driver) + b"/" + layer.id.encode()
+    return Part(path, mounted=frozenset() if layer.driver in COPIES else _MOUNTED)
 
 
 def unclaimed_part(store: Store, driver: str, mount_ids: frozenset[str]) -> Part:
@@ -62,13 +66,13 @@ def unclaimed_part(store: Store, driver: str, mount_ids: frozenset[str]) -> Part
 
     def make(report: Report) -> Keep:
         def keep(path: bytes, _kind: Kind) -> bool:
-            name, _, below = path.partition(b"/")
+            name = path.partition(b"/")[0]
             mount_id = name.decode("latin-1").removesuffix("-init")
             if mount_id not in mount_ids:
                 return False
             if path == mount_id.encode():
                 report.flag(Flag(FlagKind.FINDING, UNCLAIMED, base + b"/" + path))
-            return below.partition(b"/")[0] != b"merged"
+            return True
 
         return keep
 

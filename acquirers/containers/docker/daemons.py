@@ -1,25 +1,22 @@
 """Docker daemons that run now, and what their arguments say of the place where they keep their data.
 
-A daemon may live in another mount namespace (snap, rootless, Docker in Docker): its paths are its own. They are
-translated through both mount tables, and the translation is believed only if it leads to the very same directory.
+A daemon may live in another mount namespace (snap, rootless, Docker in Docker): its paths are translated.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import Gap, Reason
 from acquirers.containers.docker.settings import parse_arguments
-from acquirers.containers.paths import mount_of, within
-from acquirers.host import Mode
-from acquirers.mounts import Mount, find_mount, parse_mountinfo
-from acquirers.root import ForeignMountError, Resolver
+from acquirers.containers.foreign import native_path, same_namespace
+from acquirers.root import ForeignMountError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from acquirers.host import Host
 
@@ -29,8 +26,7 @@ _DEFAULT = b"/var/lib/docker"
 _MAX_DAEMONS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(msgspec.Struct, frozen=True):
     """One live dockerd; paths are native to the machine, not to the daemon's namespace."""
 
     pid: int
@@ -50,7 +46,7 @@ def live_daemons(host: Host, gaps: list[Gap]) -> Iterator[Daemon]:
         except OSError:
             continue  # it ended
         settings = parse_arguments(arguments[1:])
-        foreign = not _same_namespace(host, process)
+        foreign = not same_namespace(host, process)
         told = settings.data_root
         if told is None and foreign and settings.config_file is None:
             told = _default_of(host, process)
@@ -59,7 +55,7 @@ def live_daemons(host: Host, gaps: list[Gap]) -> Iterator[Daemon]:
             if path is None:
                 continue
             try:
-                native = _native(host, process, path, foreign=foreign)
+                native = native_path(host, process, path, foreign=foreign)
             except ForeignMountError as error:
                 detail = f"the {what} of the live dockerd {pid}, in its own mount namespace: {error.strerror}"
                 gaps.append(Gap(Reason.NOT_CROSSED, detail, path))
@@ -84,89 +80,3 @@ def _default_of(host: Host, process: bytes) -> bytes:
     if data.startswith(b"/"):
         return data + b"/docker"
     return home + b"/.local/share/docker" if home.startswith(b"/") else _DEFAULT
-
-
-def _same_namespace(host: Host, process: bytes) -> bool:
-    """Whether the process sees the files that native paths name. Yes where nobody may ask."""
-    ours = b"1" if host.mode is Mode.LIVE_ROOT else b"self"
-    try:
-        same = os.stat(os.path.join(os.path.dirname(process), ours, b"ns/mnt")).st_ino
-        theirs = os.stat(os.path.join(process, b"ns/mnt")).st_ino
-        root = os.readlink(os.path.join(process, b"root"))
-    except OSError:
-        return True
-    return same == theirs and (root == b"/" or host.mode is Mode.LIVE_ROOT)
-
-
-class _TheirFiles(Resolver):
-    """What a process in another mount namespace sees. A context manager."""
-
-    def __init__(self, host: Host, process: bytes) -> None:
-        self._host = host
-        self._mountinfo = os.path.join(process, b"mountinfo")
-        root = os.open(os.path.join(process, b"root"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            super().__init__(root, checked=True)
-        except BaseException:
-            os.close(root)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._root_fd)
-
-    def find(self, path: bytes) -> tuple[bytes, tuple[int, int]]:
-        """The path without links, and (device, inode)."""
-        place = self.follow(path)
-        try:
-            found = os.fstat(place.fd)
-        finally:
-            os.close(place.fd)
-        return place.native, (found.st_dev, found.st_ino)
-
-    def _mount(self, mount_id: int) -> Mount | None:
-        mount = find_mount(self._host.read_proc(self._mountinfo), mount_id)
-        if mount is None:  # of another list, if only their root directory is their own
-            return super()._mount(mount_id)
-        if mount.fstype != b"overlay":
-            return mount
-        # The root of a container, mostly: its layers are out of sight in there, and named in the machine's own list.
-        same = (ours for ours in self._host.mounts if ours.device == mount.device and ours.local)
-        return next(same, replace(mount, among=()))
-
-
-def _native(host: Host, process: bytes, path: bytes, *, foreign: bool) -> bytes | None:
-    if not path.startswith(b"/"):
-        try:
-            path = os.path.normpath(os.path.join(os.readlink(os.path.join(process, b"cwd")), path))
-        except OSError:
-            return None
-    if not foreign:
-        return path
-    try:
-        theirs = parse_mountinfo(host.read_proc(os.path.join(process, b"mountinfo")))
-        with _TheirFiles(host, process) as files:
-            path, identity = files.find(path)
-    except ForeignMountError:
-        raise
-    except OSError:
-        return None
-    mount = mount_of(theirs, path)
-    if mount is None:
-        return None
-    inside = os.path.normpath(mount.root + b"/" + path[len(mount.point.rstrip(b"/")) :])
-    for ours in host.mounts:
-        if ours.device != mount.device or not within(inside, ours.root):
-            continue
-        below = inside[len(ours.root.rstrip(b"/")) :]
-        candidate = ours.point.rstrip(b"/") + below
-        try:
-            if host.identity_of(candidate) == identity:
-                return candidate
-        except OSError:
-            continue
-    return None

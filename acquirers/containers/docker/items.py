@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Item, Layers, Reason
 from acquirers.containers.docker.about import about_container, about_layer, about_runtime
+from acquirers.containers.docker.areas import OVERLAYS
 from acquirers.containers.docker.container import ContainerReader
 from acquirers.containers.docker.contents import (
     UNCLAIMED,
@@ -20,10 +22,13 @@ from acquirers.containers.docker.contents import (
     volume_parts,
     writable_parts,
 )
+from acquirers.containers.docker.proving import MEDIA_TYPE as PROOF_TYPE
+from acquirers.containers.docker.proving import Proving
 from acquirers.containers.parts import Archive, Part
 
 if TYPE_CHECKING:
     from acquirers.base import Scope
+    from acquirers.containers.containerd import DockerSnapshots
     from acquirers.containers.docker.areas import Areas
     from acquirers.containers.docker.container import Container
     from acquirers.containers.docker.store import Room, Store, Summary
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from acquirers.host import Host
 
 _DIRECTORY = "containers/docker"
+_CONTAINERD = "containers.containerd"
 _MEDIA_TYPE = "application/x-tar"
 _MAX_SINGLE = 100
 """Unclaimed layers that are items of their own. Where there are more, something has gone wrong for long, and an item
@@ -51,11 +57,10 @@ def make_item(
     return Item(names.take(_DIRECTORY + below, name), _MEDIA_TYPE, archive, size, about)
 
 
-@dataclass(slots=True)
-class _Users:
+class _Users(msgspec.Struct):
     """Who stands on a layer."""
 
-    ids: list[str] = field(default_factory=list)
+    ids: list[str] = msgspec.field(default_factory=list)
     count: int = 0
 
 
@@ -67,8 +72,10 @@ class Items:
         self._scope = scope
         self._names = names
         self._store = store
+        self._areas = areas
         self._room = room
         self._reader = ContainerReader(host, areas)
+        self._snapshots: DockerSnapshots | None = None
         self._narrowed = bool(scope.containers)
         self._stored: dict[bytes, str] = {}
         """Volume -> the item that it is stored in."""
@@ -99,6 +106,8 @@ class Items:
         container = self._reader.read(summary.id, summary.driver, present=summary.present)
         path = self._names.take(_DIRECTORY, f"{container.id[:12]}-{container.name or summary.name or 'unnamed'}")
         gaps, flags = list(container.gaps), list(container.flags)
+        if container.snapshotter:
+            self._note_snapshotter(container, gaps, flags)
         if container.writable is not None:
             self._reader.layers.add_links(container.writable)
             gaps += container.writable.gaps
@@ -118,6 +127,19 @@ class Items:
             parts += volumes
             flags += told
         return Item(path, _MEDIA_TYPE, self._archive(parts, gaps, flags), None, about_container(store, container))
+
+    def _note_snapshotter(self, container: Container, gaps: list[Gap], flags: list[Flag]) -> None:
+        from acquirers.containers.containerd import DockerSnapshots  # imported where it is needed only
+
+        detail = f"the writable layer, driver {container.snapshotter!r}: a snapshotter of containerd keeps it"
+        if self._snapshots is None:
+            self._snapshots = DockerSnapshots(self._host)
+        if _CONTAINERD not in self._scope.beside:
+            gaps.append(Gap(Reason.UNSUPPORTED, f"{detail}: ask for {_CONTAINERD}, too", container.path))
+        elif self._snapshots.stack(container.id, container.snapshotter) is None:
+            gaps.append(Gap(Reason.MALFORMED, f"{detail}, whose databases do not name it", container.path))
+        else:
+            flags.append(Flag(FlagKind.ELSEWHERE, f"{detail}, so {_CONTAINERD} takes it", container.path))
 
     def unclaimed(self) -> Iterator[Item]:
         """Writable layers without a container: nobody can select them, so they are taken unless somebody does."""
@@ -158,7 +180,9 @@ class Items:
         if untold:
             detail = f"{untold} further gaps of unclaimed layers, as those that are told"
             gaps.append(Gap(Reason.MALFORMED, detail, store.areas.overlay_path(driver)))
-        parts = [unclaimed_part(store, driver, mount_ids), short_links_part(store, driver)]
+        parts = [unclaimed_part(store, driver, mount_ids)]
+        if driver in OVERLAYS:
+            parts.append(short_links_part(store, driver))
         about: dict[str, object] = {
             "runtime": "docker",
             "data_root": store.root.path,
@@ -168,10 +192,16 @@ class Items:
 
     def layers(self) -> Iterator[Item]:
         """Each image layer that something selected stands on, the most shared ones not twice."""
-        if self._scope.layers is not Layers.ALL:
+        if self._scope.layers is Layers.UPPER:
             return
+        left_out: set[tuple[str, str]] = set()
+        if self._scope.layers is Layers.CHANGED and self._store.wanted:
+            proving = Proving(self._host, self._scope, self._store, self._areas)
+            left_out = proving.left_out
+            path = self._names.take(f"{_DIRECTORY}/layers", "proof", ".jsonl")
+            yield Item(path, PROOF_TYPE, proving.read, None, about_runtime(self._store))
         for key, layer in self._store.layers.items():
-            if key in self._store.wanted:
+            if key in self._store.wanted and key not in left_out:
                 users = self._users.get(key, _Users())
                 about = about_layer(self._store, layer, users.ids, users.count)
                 archive = self._archive([layer_part(self._store, layer)], [], [])

@@ -2,19 +2,21 @@
 
 Two independent records say which layers belong together: layerdb (`image/<driver>/layerdb`: chain ids, parents and
 cache ids) and the driver's own `lower` files with their short links (`<driver>/l/XXXX -> ../<id>/diff`). Both are
-read; what either of them names is taken, and that they disagree is a finding. Format: moby `layer/filestore.go`,
-`daemon/graphdriver/overlay2/overlay.go`.
+read; what either of them names is taken, and that they disagree is a finding. Of vfs and btrfs, whose layers are whole
+copies, there is layerdb alone. Format: moby `layer/filestore.go`, `daemon/graphdriver/overlay2/overlay.go`,
+`daemon/graphdriver/{vfs,btrfs}`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
-from acquirers.containers.docker.areas import OVERLAYS, Areas
+from acquirers.containers.docker.areas import COPIES, OVERLAYS, Areas
 from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 UNSUPPORTED = {
     "overlay": "the first overlay driver, removed from Docker 24: its layers are hard-linked copies",
     "aufs": "removed from Docker 24: its layers are in aufs/diff",
-    "vfs": "each layer is a full copy of all files in vfs/dir",
-    "btrfs": "layers are subvolumes in btrfs/subvolumes",
     "zfs": "layers are datasets of a pool, not directories",
     "devicemapper": "layers are thin block devices: take an image of the disk",
     "windowsfilter": "Windows containers",
@@ -46,8 +46,7 @@ _MAX_KNOWN = 20_000
 """Records of image layers that are kept, so as not to be read again for the next container."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     """One image layer: `<root>/<driver>/<id>`."""
 
     driver: str
@@ -60,27 +59,27 @@ class Layer:
     """Bytes of the layer's files, as layerdb has it."""
 
 
-@dataclass(slots=True)
-class Writable:
+class Writable(msgspec.Struct):
     """What a container wrote, and what lies below it."""
 
     driver: str
     mount_id: str
     init_id: str = ""
+    present: bool = False
+    """Its directory is there, of a driver that is read."""
     layers: tuple[Layer, ...] = ()
     """Image layers, the topmost first."""
     links: tuple[bytes, ...] = ()
     """Names in `<driver>/l` of all these directories: see `LayerStore.add_links`."""
-    gaps: list[Gap] = field(default_factory=list)
-    flags: list[Flag] = field(default_factory=list)
+    gaps: list[Gap] = msgspec.field(default_factory=list)
+    flags: list[Flag] = msgspec.field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Chain:
+class _Chain(msgspec.Struct):
     """One opinion on what lies below a container."""
 
-    layers: list[Layer] = field(default_factory=list)
-    trouble: list[Gap] = field(default_factory=list)
+    layers: list[Layer] = msgspec.field(default_factory=list)
+    trouble: list[Gap] = msgspec.field(default_factory=list)
 
 
 class LayerStore:
@@ -105,7 +104,7 @@ class LayerStore:
         overlay = self._areas.overlay(driver)
         if overlay is None or not _MOUNT_ID.fullmatch(mount_id) or not _is_directory(overlay, (mount_id.encode(),)):
             return None
-        found = Writable(driver, mount_id)
+        found = Writable(driver, mount_id, present=True)
         if _is_directory(overlay, (mount_id.encode() + b"-init",)):
             found.init_id = mount_id + "-init"
         chain = self._by_links(found, overlay)
@@ -131,7 +130,7 @@ class LayerStore:
         First those with an init layer beside them, then what neither a container nor an image names and nothing else
         stands on. `needed`, image layers by (driver, id), may grow with each of them: they stand on layers, too.
         """
-        for driver in OVERLAYS:
+        for driver in (*OVERLAYS, *COPIES):
             overlay = self._areas.overlay(driver)
             if overlay is None:
                 continue
@@ -151,6 +150,8 @@ class LayerStore:
         if image is not None and names:
             for record, _ in self._areas.listing(image, *where, matching=_RECORD):
                 names.discard(_optional(image, _LAYER_ID, "cache-id", *where, record))
+        if driver in COPIES:  # nothing in one names what it was copied from
+            return sorted(names)
         layers = [name for name in names if _is_directory(overlay, (name.encode(), b"diff"))]
         if len(layers) > _MAX_KNOWN:
             return sorted(layers)  # more than are taken: the order is no longer worth its while
@@ -177,7 +178,7 @@ class LayerStore:
             pass  # not every kind of container has one
         except (OSError, MalformedError) as error:
             found.gaps.append(_gap("the init layer cannot be found", error, path + b"/init-id"))
-        if driver not in OVERLAYS:
+        if driver not in OVERLAYS and driver not in COPIES:
             meaning = UNSUPPORTED.get(driver, "a driver that this version does not know")
             found.gaps.append(Gap(Reason.UNSUPPORTED, f"the writable layer, driver {driver[:40]!r}: {meaning}", path))
             return found
@@ -189,7 +190,14 @@ class LayerStore:
         if not _is_directory(overlay, (found.mount_id.encode(),)):
             directory = self._areas.overlay_path(driver) + b"/" + found.mount_id.encode()
             found.gaps.append(Gap(Reason.VANISHED, "the writable layer is not there", directory))
-        self._join(found, self._by_layerdb(image, driver, where, overlay), self._by_links(found, overlay), path)
+        else:
+            found.present = True
+        by_layerdb = self._by_layerdb(image, driver, where, overlay)
+        if driver in COPIES:
+            found.layers = tuple(by_layerdb.layers)
+            found.gaps += by_layerdb.trouble
+        else:
+            self._join(found, by_layerdb, self._by_links(found, overlay), path)
         return found
 
     def _join(self, found: Writable, by_layerdb: _Chain, by_links: _Chain, path: bytes) -> None:
@@ -259,6 +267,8 @@ class LayerStore:
 
     def _by_links(self, found: Writable, overlay: Records) -> _Chain:
         chain = _Chain()
+        if found.driver in COPIES:
+            return chain
         base = self._areas.overlay_path(found.driver)
         where = base + b"/" + found.mount_id.encode() + b"/lower"
         try:
@@ -298,7 +308,7 @@ class LayerStore:
     def add_links(self, found: Writable) -> None:
         """The short links of the writable layer, of its init layer and of all layers below."""
         overlay = self._areas.overlay(found.driver)
-        if overlay is None or not found.mount_id:
+        if overlay is None or not found.mount_id or found.driver in COPIES:
             return
         names: dict[bytes, None] = {}
         directories = [found.mount_id, found.init_id, *(layer.id for layer in found.layers)]

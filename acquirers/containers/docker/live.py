@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from acquirers.containers.docker.areas import OVERLAYS
+from acquirers.containers.docker.areas import COPIES, OVERLAYS
 from acquirers.mounts import parse_mountinfo
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ RUNNING = frozenset({"running", "paused", "restarting"})
 _MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _UPPER = re.compile(rb"(?:.*/)?([0-9a-f]{64})/diff", re.DOTALL)
 _LOWER = re.compile(rb"/(overlay2|fuse-overlayfs)/")
+_COPY = re.compile(rb"(?:.*/)?(%s)/([0-9a-f]{64})" % "|".join(COPIES.values()).encode(), re.DOTALL)
 
 
 def verified_state(host: Host, record: ContainerRecord, container_id: str) -> tuple[str, str]:
@@ -43,12 +44,16 @@ def verified_state(host: Host, record: ContainerRecord, container_id: str) -> tu
 
 
 def mounted_layer(host: Host, pid: int) -> Iterator[tuple[str, str]]:
-    """(driver, mount id) of the overlay that is the root of a process."""
+    """(driver, mount id) of the overlay, or of the whole copy, that is the root of a process."""
     try:
         mounts = parse_mountinfo(host.read_proc(b"%d/mountinfo" % pid))
     except OSError:
         return
     for mount in mounts:
+        copy = _COPY.fullmatch(mount.root) if mount.point == b"/" else None
+        if copy is not None:
+            yield next(driver for driver, place in COPIES.items() if place.encode() == copy[1]), copy[2].decode()
+            continue
         upper = mount.option(b"upperdir") if mount.point == b"/" and mount.fstype == b"overlay" else None
         if upper is None or (match := _UPPER.fullmatch(upper)) is None:
             continue

@@ -11,8 +11,9 @@ import errno
 import os
 import re
 import stat
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
 from acquirers.containers.docker.daemons import live_daemons
@@ -54,33 +55,31 @@ _STORED = re.compile(rb"/(?:volumes/[^/]+/_data|(?:overlay2|fuse-overlayfs)/[0-9
 _MERGED = re.compile(rb"(/.+)/(?:overlay2|fuse-overlayfs)/[0-9a-z]{25,64}/merged")
 
 
-@dataclass(slots=True)
-class DataRoot:
+class DataRoot(msgspec.Struct):
     """One directory in which a daemon keeps, or kept, everything."""
 
     path: bytes
     """Native, links followed: as the daemon itself writes it into its records."""
     identity: tuple[int, int]
     found_by: list[str]
-    configs: list[bytes] = field(default_factory=list)
+    configs: list[bytes] = msgspec.field(default_factory=list)
     """Configuration files that name it."""
-    pids: list[int] = field(default_factory=list)
+    pids: list[int] = msgspec.field(default_factory=list)
     """Live daemons that use it."""
-    links: list[bytes] = field(default_factory=list)
+    links: list[bytes] = msgspec.field(default_factory=list)
     """Symbolic links on the way to it: without them nobody finds it where it was configured."""
 
 
-@dataclass(slots=True)
-class Found:
+class Found(msgspec.Struct):
     """What discovery brought."""
 
-    roots: list[DataRoot] = field(default_factory=list)
-    denied: list[bytes] = field(default_factory=list)
+    roots: list[DataRoot] = msgspec.field(default_factory=list)
+    denied: list[bytes] = msgspec.field(default_factory=list)
     """Paths at which there is, or should be, one, and which this process may not look at."""
-    unseen: list[bytes] = field(default_factory=list)
+    unseen: list[bytes] = msgspec.field(default_factory=list)
     """Home directories that were not looked into: those of other users, those on a network filesystem."""
-    gaps: list[Gap] = field(default_factory=list)
-    flags: list[Flag] = field(default_factory=list)
+    gaps: list[Gap] = msgspec.field(default_factory=list)
+    flags: list[Flag] = msgspec.field(default_factory=list)
 
     def gap(self, gap: Gap) -> None:
         if len(self.gaps) < _MAX_TOLD and gap not in self.gaps:

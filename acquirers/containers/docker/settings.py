@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -26,8 +25,7 @@ MAX_LINES = 10_000
 """Lines of one file that are looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """Where a daemon was told to keep its data, as far as one source says so. The last word wins, as in pflag."""
 
     data_root: bytes | None = None

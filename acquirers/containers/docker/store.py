@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason
 from acquirers.containers.docker.areas import Areas
 from acquirers.containers.docker.container import ContainerReader
 from acquirers.containers.records import TooManyNamesError
-from acquirers.containers.selectors import matching
+from acquirers.selectors import matching
 
 if TYPE_CHECKING:
     from acquirers.containers.docker.container import Container
@@ -34,8 +35,7 @@ _MAX_NAME = 200
 _ORDER = ("running", "restarting", "paused", "removing", "dead", "exited", "created")
 
 
-@dataclass(slots=True)
-class Room:
+class Room(msgspec.Struct):
     """What all data roots of a machine may have together."""
 
     containers: int = 20_000
@@ -44,8 +44,7 @@ class Room:
     unclaimed: int = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True):
     """What is kept of a container."""
 
     id: str
@@ -62,8 +61,7 @@ class Summary:
     selected: bool
 
 
-@dataclass(slots=True)
-class Use:
+class Use(msgspec.Struct):
     """Who uses a volume of the local driver."""
 
     name: bytes
@@ -72,32 +70,31 @@ class Use:
     """One of them is asked for."""
 
 
-@dataclass(slots=True)
-class Store:
+class Store(msgspec.Struct):
     """One data root."""
 
     root: DataRoot
     areas: Areas
     """Closed: only its paths are of use."""
-    containers: list[Summary] = field(default_factory=list)
+    containers: list[Summary] = msgspec.field(default_factory=list)
     """Those that run come first."""
-    layers: dict[tuple[str, str], Layer] = field(default_factory=dict)
+    layers: dict[tuple[str, str], Layer] = msgspec.field(default_factory=dict)
     """(driver, id) -> each image layer that a container or an unclaimed layer stands on."""
-    wanted: set[tuple[str, str]] = field(default_factory=set)
+    wanted: set[tuple[str, str]] = msgspec.field(default_factory=set)
     """Those of them that are asked for."""
-    volumes: dict[bytes, Use] = field(default_factory=dict)
+    volumes: dict[bytes, Use] = msgspec.field(default_factory=dict)
     """Those that a container uses. Whatever else lies among the volumes is used by none."""
-    listed: list[bytes] = field(default_factory=list)
+    listed: list[bytes] = msgspec.field(default_factory=list)
     """Volumes, used or not, as many as a plan lists."""
     more_volumes: bool = False
-    unclaimed: list[tuple[str, str]] = field(default_factory=list)
+    unclaimed: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """(driver, mount id) of writable layers that belong to no container."""
     strangers: bool = False
     """There are names in `containers` that are no containers."""
-    strange: list[Gap] = field(default_factory=list)
+    strange: list[Gap] = msgspec.field(default_factory=list)
     """What is wrong with them: of no interest to whoever asks for one container."""
-    gaps: list[Gap] = field(default_factory=list)
-    flags: list[Flag] = field(default_factory=list)
+    gaps: list[Gap] = msgspec.field(default_factory=list)
+    flags: list[Flag] = msgspec.field(default_factory=list)
 
     @property
     def chosen(self) -> list[Summary]:

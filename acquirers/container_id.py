@@ -16,14 +16,16 @@ A process behind a control group namespace shows "/" only; its mounts still name
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from acquirers.mounts import parse_mountinfo
 
 MAX_CHAIN = 16
 
 _ID = re.compile(rb"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
+_PODMANS = b"libpod_parent"
 _FARGATE = re.compile(rb"^[0-9a-f]{32}-\d{1,10}$")
 # conmon watches a container from outside and stands beside it in the tree: libpod-conmon-<id>.scope
 _WATCHER = re.compile(rb"(?:^|-)conmon-")
@@ -36,14 +38,16 @@ _BOUND_SANDBOX = re.compile(rb"/sandboxes/([0-9a-f]{64})/")
 _BOUND_POD = re.compile(rb"/pods/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})/")
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """What a process's control group or mounts say of its container. Empty where they say nothing."""
 
     container: str = ""
-    """64 hexadecimal digits; on Fargate `<task>-<number>`."""
+    """64 hexadecimal digits; on Fargate `<task>-<number>`. The outermost one: what is below its control group is named
+    by whoever is in it, and may bear the id of anybody."""
     chain: tuple[str, ...] = ()
-    """All ids on the way, outermost first, where containers are nested."""
+    """All ids on the way, outermost first, where containers are nested, or pretend to be."""
+    group: bytes = b""
+    """The control group of the container itself."""
     pod: str = ""
     """Uid of the Kubernetes pod, with dashes."""
     sandbox: str = ""
@@ -61,29 +65,60 @@ def from_cgroup(data: bytes) -> Placement:
     The hierarchy that names the longest chain of containers speaks for all: others may be mounted without them.
     """
     chain: list[str] = []
-    pod = ""
+    pod, group = "", b""
     for line in data.split(b"\n")[:200]:
         path = line.split(b":", 2)[-1]
-        found: list[str] = []
-        for component in path.split(b"/")[:200]:
-            match = _ID.search(component)
-            if match and not _WATCHER.search(component):
-                found.append(match[1].decode())
-            elif _FARGATE.match(component):
-                found.append(component.decode())
+        found, pod_there, group_there = _on_the_way(path)
         if len(found) > len(chain):
-            chain = found
-        pods = _POD.findall(path)
-        if pods and not pod:
-            pod = pods[-1].decode().replace("_", "-")
+            chain, pod, group = found, pod_there or pod, group_there
+        pod = pod or pod_there
     if not chain and not pod:
         return Placement()
     return Placement(
-        container=chain[-1] if chain else "",
+        container=chain[0] if chain else "",
         chain=tuple(chain[:MAX_CHAIN]) if len(chain) > 1 else (),
+        group=group,
         pod=pod,
         source="cgroup",
     )
+
+
+def _on_the_way(path: bytes) -> tuple[list[str], str, bytes]:
+    """The ids of containers, the pod of the first one, and its control group."""
+    found: list[str] = []
+    pod, group, above = "", b"", b""
+    length = 0
+    for component in path.split(b"/")[:200]:
+        length += len(component) + 1
+        if not found and (pods := _POD.findall(component)):
+            pod = pods[-1].decode().replace("_", "-")
+        one = _container_of(component, above)
+        if one and not found:
+            group = path[: length - 1]
+        if one:
+            found.append(one)
+        above = component
+    return found, pod, group
+
+
+def is_id(text: str) -> bool:
+    """Whether it is an id as control groups tell them: 64 hexadecimal digits, or Fargate's."""
+    word = text.encode("utf-8", "surrogatepass")
+    return re.fullmatch(rb"[0-9a-f]{64}", word) is not None or _FARGATE.match(word) is not None
+
+
+def short_id(text: str) -> str:
+    """As people know them: twelve digits. What is no such id is not cut."""
+    return text[:12] if is_id(text) else text
+
+
+def _container_of(component: bytes, above: bytes) -> str:
+    match = _ID.search(component)
+    if match and above == _PODMANS and match.start() == 0 and match[1] == component:
+        return ""  # a pod of Podman without systemd, which holds its containers
+    if match and not _WATCHER.search(component):
+        return match[1].decode()
+    return component.decode() if _FARGATE.match(component) else ""
 
 
 def from_mountinfo(data: bytes) -> Placement:

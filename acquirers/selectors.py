@@ -19,6 +19,7 @@ def matching(selectors: Iterable[str], container_id: str, names: Iterable[str]) 
     return frozenset(
         selector
         for selector in selectors
-        if selector.removeprefix("/") in known
+        if selector == container_id
+        or selector.removeprefix("/") in known
         or (_PREFIX.fullmatch(selector) and container_id.startswith(selector.lower()))
     )
