@@ -4,8 +4,11 @@ ImpoundError                 3   failed
 ├── UsageError               2   a wrong command line, job, key or place: nothing was read, nothing created
 ├── StoreError               3   the store refused or lost something
 │   ├── StoreFullError       3   no room left
-│   └── ObjectExistsError    3   an object of that name is there already; nothing is ever overwritten
+│   ├── ObjectExistsError    3   an object of that name is there already; nothing is ever overwritten
+│   ├── UnreachableError     3   nothing answers, or nothing goes through, however often it is tried
+│   └── AuthorityError       3   what was asked is not allowed: credentials expired, a policy, another owner
 ├── SourceError              3   a SRC that cannot be read
+│   └── OutOfReachError      3   it cannot be reached now, or not by whoever asks: says nothing of what lies there
 ├── StoppedError             3   SIGTERM, SIGINT
 ├── DamagedError             4   bytes that are not as they were sealed or signed
 └── IdentityError            4   none of the identities opens it
@@ -47,8 +50,20 @@ class ObjectExistsError(StoreError):
     """An object of that name is there already. Nothing is ever overwritten."""
 
 
+class UnreachableError(StoreError):
+    """Nothing answers, or nothing goes through, however often it is tried."""
+
+
+class AuthorityError(StoreError):
+    """What was asked is not allowed: credentials that expired, a policy, another owner."""
+
+
 class SourceError(ImpoundError):
     """A SRC that cannot be read."""
+
+
+class OutOfReachError(SourceError):
+    """It cannot be reached now, or not by whoever asks. That says nothing of what lies there: it is no damage."""
 
 
 class StoppedError(ImpoundError):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from acquirers.base import Availability, Flag, Gap
 
 
-@dataclass(frozen=True, slots=True)
-class RunStarted:
+class RunStarted(msgspec.Struct, frozen=True):
     run: str
     case: str
     host: str
@@ -19,32 +19,28 @@ class RunStarted:
     location: str
 
 
-@dataclass(frozen=True, slots=True)
-class AcquirerStarted:
+class AcquirerStarted(msgspec.Struct, frozen=True):
     acquirer: str
     availability: Availability
 
 
-@dataclass(frozen=True, slots=True)
-class ItemStarted:
+class ItemStarted(msgspec.Struct, frozen=True):
     acquirer: str
     item: str
     estimate: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ItemProgress:
-    """At most a few times a second."""
+class ItemProgress(msgspec.Struct, frozen=True):
+    """At most a few times a second. What is sealed is on its way to the store: what is stored, `ItemDone` tells."""
 
     item: str
     plaintext: int
-    stored: int
+    sealed: int
     members: int
     gaps: int
 
 
-@dataclass(frozen=True, slots=True)
-class ItemDone:
+class ItemDone(msgspec.Struct, frozen=True):
     item: str
     object: str
     plaintext: int
@@ -55,28 +51,30 @@ class ItemDone:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ItemSkipped:
+class ItemSkipped(msgspec.Struct, frozen=True):
     """An earlier attempt left it whole."""
 
     item: str
     object: str
 
 
-@dataclass(frozen=True, slots=True)
-class GapFound:
+class GapFound(msgspec.Struct, frozen=True):
     item: str
     gap: Gap
 
 
-@dataclass(frozen=True, slots=True)
-class FlagRaised:
+class FlagRaised(msgspec.Struct, frozen=True):
     item: str
     flag: Flag
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnded:
+class StoreWaiting(msgspec.Struct, frozen=True):
+    """For so many seconds the store has taken nothing more of what waits for it. 0: it takes something again."""
+
+    seconds: float
+
+
+class RunEnded(msgspec.Struct, frozen=True):
     outcome: str
 
 
@@ -89,6 +87,7 @@ Event = (
     | ItemSkipped
     | GapFound
     | FlagRaised
+    | StoreWaiting
     | RunEnded
 )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from acquirers.mounts import parse_mountinfo
+import msgspec
+
+from acquirers.mounts import parse_mountinfo, top_mount
 from acquirers.root import read_kernel_file
 from agent.errors import UsageError
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 _MOUNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """A directory of a filesystem."""
 
     device: int
@@ -36,7 +36,7 @@ class _Place:
 
 def check_outside(to: str, trees: Iterable[bytes]) -> None:
     """Raises `UsageError` when the destination lies in one of the directories that are read, or cannot be told."""
-    mounts = {mount.mount_id: mount for mount in parse_mountinfo(read_kernel_file(b"/proc/self/mountinfo"))}
+    mounts = _mounts()
     above, places = _look(os.fsencode(to), mounts)
     if not places:
         raise UsageError(
@@ -48,6 +48,22 @@ def check_outside(to: str, trees: Iterable[bytes]) -> None:
             raise UsageError(
                 f"the destination {to!r} lies inside {os.fsdecode(tree)!r}, which is evidence: choose another place"
             )
+
+
+def check_beside_root(to: str) -> None:
+    """For a run inside of a container. Raises `UsageError` when the destination lies in the container's own layer."""
+    mounts = _mounts()
+    root = top_mount(list(mounts.values()))
+    places = _look(os.fsencode(to), mounts)[1]
+    if root is not None and root.fstype == b"overlay" and places and places[0].device == root.device:
+        raise UsageError(
+            f"the destination {to!r} lies in the container's own filesystem, which is evidence: use a volume, a tmpfs "
+            "such as /dev/shm (often of 64 MiB only: `df /dev/shm`), or s3://…"
+        )
+
+
+def _mounts() -> dict[int, Mount]:
+    return {mount.mount_id: mount for mount in parse_mountinfo(read_kernel_file(b"/proc/self/mountinfo"))}
 
 
 def _look(path: bytes, mounts: dict[int, Mount]) -> tuple[list[tuple[int, int]], list[_Place]]:

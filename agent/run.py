@@ -7,134 +7,151 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from acquirers.base import Gap, Reason, State
-from agent import events
-from agent.custody.attempt import TOOL, Attempt, now
+from agent import events, runtime
+from agent.cost import footprint
+from agent.custody.attempt import TOOL, Attempt
 from agent.custody.manifest import plain
-from agent.custody.records import is_object_name
 from agent.custody.resuming import machine_of
-from agent.errors import ImpoundError, StoppedError, StoreError, StoreFullError, UsageError
+from agent.custody.signing import AttemptKey
+from agent.destination import Given, check_authority, is_bucket, open_store
+from agent.errors import ImpoundError, StoppedError, StoreError, UsageError
 from agent.ids import uuid7
+from agent.limits import DIRECTORY, S3, lower_priority, make_budget
 from agent.outcome import Outcome
+from agent.pieces import Names
 from agent.preparation import check_place, prepare, read_recipients
-from agent.report import ItemReport, guarded
-from agent.stores.directory import DirectoryStore
-from agent.stores.sealed import SUFFIX, SealedObject
+from agent.report import guarded
+from agent.taking import Stop, Taker, Watch
 
 if TYPE_CHECKING:
-    from acquirers.base import Acquirer, Item
     from agent.events import Observer
     from agent.job import Job
     from agent.preparation import Prepared
-    from agent.sealing import Recipient
+    from agent.sealing import Pipeline, Recipient
     from agent.stores.base import Store
 
-PROGRESS_EVERY_S = 0.25
+__all__ = ["Stop", "run"]
 
 
-class Stop:
-    """Tells a run to end. Set from a signal handler; looked at between chunks."""
+def run(
+    job: Job, observe: Observer, stop: Stop | None = None, *, given: Given | None = None, run_id: str = ""
+) -> Outcome:
+    """Does what `job` asks. Raises `UsageError` before anything is read or created; then the outcome tells all.
 
-    def __init__(self) -> None:
-        self.signal = ""
-
-    def __call__(self, name: str) -> None:
-        self.signal = self.signal or name
-
-
-def run(job: Job, observe: Observer, stop: Stop | None = None) -> Outcome:
-    """Does what `job` asks. Raises `UsageError` before anything is read or created; then the outcome tells all."""
+    `given` is what the controller gave that the job came from, `run_id` the id that it gave the run.
+    """
+    # First: threads inherit it.
+    notes = lower_priority(job.limits)
+    check_authority(job, channel=given is not None)
     recipients = read_recipients(job)
     prepared = prepare(job.selection, job.where)
     check_place(job, prepared)
-    return _Run(job, recipients, prepared, observe, stop or Stop()).go()
+    return _Run(job, recipients, prepared, observe, stop or Stop(), notes, given, run_id).go()
 
 
 class _Run:
     def __init__(
-        self, job: Job, recipients: list[Recipient], prepared: Prepared, observe: Observer, stop: Stop
+        self,
+        job: Job,
+        recipients: list[Recipient],
+        prepared: Prepared,
+        observe: Observer,
+        stop: Stop,
+        notes: list[str],
+        given: Given | None,
+        run_id: str,
     ) -> None:
         self._job, self._recipients, self._prepared = job, recipients, prepared
-        self._observe, self._stop = observe, stop
-        self._started = time.monotonic()
+        self._observe, self._notes, self._given = observe, notes, given
+        self._watch = Watch(stop, job.limits.deadline_s)
+        self._budget = make_budget(job.limits, S3 if is_bucket(job.to) else DIRECTORY)
         earlier = job.earlier
-        self._done = {one.object for one in earlier.whole} if earlier else set()
-        self._taken = {one.object for one in (*earlier.listed, *earlier.strays)} if earlier else set()
+        self._names = Names(
+            [one.object for one in earlier.whole] if earlier else [],
+            [one.object for one in (*earlier.listed, *earlier.strays)] if earlier else [],
+        )
         facts = prepared.host.facts
         self._machine = machine_of(prepared.host)
         if earlier and earlier.machine != self._machine:
             raise UsageError(f"the run {earlier.run} is of another machine: resume it there, or begin a new run here")
         self._out = Outcome(
-            run=earlier.run if earlier else str(uuid7()),
+            run=earlier.run if earlier else run_id or str(uuid7()),
             case=job.case,
             host=earlier.host if earlier else facts.host_key(),
             left_out=prepared.left_out,
         )
 
     def go(self) -> Outcome:
-        out = self._out
-        store = self._open_store()
+        out, earlier = self._out, self._job.earlier
+        key = AttemptKey()
+        out.signer, out.attempt = key.signer, earlier.attempt + 1 if earlier else 1
+        if self._given is not None:
+            self._given.end.hello(run=out.run, case=out.case, host=out.host, attempt=out.attempt, signer=out.signer)
+        path, stop = f"{out.case}/{out.host}/{out.run}", self._watch.stop
+        store = open_store(self._job, path, self._budget, self._given, lambda: bool(stop.reason))
+        pipeline = self._budget.pipeline(self._job.limits)
         try:
-            attempt = Attempt(
-                store,
-                self._recipients,
-                run=out.run,
-                host=out.host,
-                machine=self._machine,
-                job=self._job,
-                asked=[acquirer.name for acquirer, _ in self._prepared.probes],
-            )
-            out.counts, out.signer, out.attempt = attempt.counts, attempt.key.signer, attempt.number
-            out.location = store.location
-            self._observe(events.RunStarted(out.run, out.case, out.host, out.attempt, out.signer, out.location))
-            try:
-                self._acquire(store, attempt)
-                out.outcome = "gaps" if attempt.counts.gaps else "complete"
-            except ImpoundError as error:
-                out.error = error
-                out.outcome = "stopped" if isinstance(error, StoppedError) else "failed"
-            except Exception as error:  # noqa: BLE001 - whatever it is, what is stored is closed and says what it is
-                out.error = ImpoundError(f"a fault of impound itself: {type(error).__name__}: {error}")
-            self._close(attempt)
-        except StoreError as error:
+            self._attempt(store, pipeline, key)
+        except ImpoundError as error:
             out.error, out.outcome = out.error or error, "failed"
         finally:
+            pipeline.close()
             store.close()
-            out.seconds = time.monotonic() - self._started
+            out.seconds = time.monotonic() - self._watch.started
         self._observe(events.RunEnded(out.outcome))
         return out
 
-    def _open_store(self) -> Store:
+    def _attempt(self, store: Store, pipeline: Pipeline, key: AttemptKey) -> None:
         out = self._out
-        path = f"{out.case}/{out.host}/{out.run}"
+        attempt = Attempt(
+            store,
+            self._recipients,
+            run=out.run,
+            host=out.host,
+            machine=self._machine,
+            job=self._job,
+            asked=[acquirer.name for acquirer, _ in self._prepared.probes],
+            key=key,
+            pipeline=pipeline,
+        )
+        if self._given is not None:
+            log = attempt.log
+            self._given.end.heads(lambda: (log.head, log.lines))
+        out.counts, out.location, out.authority = attempt.counts, store.location, store.authority
+        taker = Taker(store, attempt, self._recipients, pipeline, self._names, self._watch, out, self._observe)
+        self._observe(events.RunStarted(out.run, out.case, out.host, out.attempt, out.signer, out.location))
         try:
-            return DirectoryStore(self._job.to, path, resume=self._job.earlier is not None)
-        except StoreFullError:
-            raise
-        except StoreError as error:
-            raise UsageError(f"the destination {self._job.to!r} cannot be used: {error}") from error
+            with taker:
+                self._acquire(store, attempt, taker)
+            out.outcome = "gaps" if attempt.counts.gaps else "complete"
+        except ImpoundError as error:
+            if isinstance(error, StoreError) and self._watch.stop.reason:
+                error = StoppedError(self._watch.stop.reason)
+            out.error = error
+            out.outcome = "stopped" if isinstance(error, StoppedError) else "failed"
+        except Exception as error:  # noqa: BLE001 - whatever it is, what is stored is closed and says what it is
+            out.error = _own_fault(error)
+        if taker.account_failed:
+            attempt.abort()  # as after a kill: the progress records say what is whole, as far as they go
+        else:
+            self._close(store, attempt)
 
-    def _close(self, attempt: Attempt) -> None:
+    def _close(self, store: Store, attempt: Attempt) -> None:
         out = self._out
         finished = out.error is None
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        footprint = {
-            "seconds": round(time.monotonic() - self._started, 3),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
-            "max_resident_kib": usage.ru_maxrss,
-            "stored_bytes": out.stored,
-        }
+        cost = footprint(self._watch.started, out.stored)
         try:
-            attempt.manifest.add({"type": "footprint", **footprint})
-            attempt.log.add("footprint", footprint)
+            _log_clock(store, attempt, "end")
+            attempt.manifest.add({"type": "footprint", **cost})
+            attempt.log.add("footprint", cost)
             if out.error is not None:
                 attempt.log.add("stopped", {"error": str(out.error)})
             out.receipt_sha256 = attempt.close(out.outcome, finished=finished)
@@ -143,32 +160,37 @@ class _Run:
             if finished:
                 raise
             # The store failed already, and says so; that it cannot take the account either is no other fact.
+        except Exception as error:
+            attempt.abort()
+            if finished:
+                raise _own_fault(error) from error
 
     # -- acquiring ----------------------------------------------------------------------------------------------------
 
-    def _acquire(self, store: Store, attempt: Attempt) -> None:
-        self._introduce(attempt)
+    def _acquire(self, store: Store, attempt: Attempt, taker: Taker) -> None:
+        self._introduce(store, attempt)
         scope = replace(self._prepared.scope, exclude=_identity(self._job.to))
         for acquirer, availability in self._prepared.probes:
-            self._check()
+            self._watch.check()
             self._observe(events.AcquirerStarted(acquirer.name, availability))
             attempt.log.add("acquirer", {"name": acquirer.name, "state": availability.state})
             if availability.state is State.ABSENT:
                 self._out.absent.append(acquirer.name)
+                self._out.not_here[acquirer.name] = availability.reason
                 continue
-            report = self._report(attempt, "", acquirer)
+            report = taker.report("", acquirer)
             if availability.state is State.UNAVAILABLE:
                 remedy = f"; {availability.remedy}" if availability.remedy else ""
                 report.gap(Gap(Reason.DENIED, f"{acquirer.name}: {availability.reason}{remedy}"))
                 continue
-            if self._late():
+            if self._watch.late():
                 report.gap(Gap(Reason.LIMIT, f"{acquirer.name}: the deadline came before it was begun"))
                 continue
             items = acquirer.items(self._prepared.host, scope)
             for item in guarded(items, report, acquirer.name):
-                self._take(store, attempt, acquirer, item)
+                taker.take(acquirer, item)
 
-    def _introduce(self, attempt: Attempt) -> None:
+    def _introduce(self, store: Store, attempt: Attempt) -> None:
         """The first lines of manifest and log: who runs what, where, on what."""
         facts = self._prepared.host.facts.as_dict()
         attempt.manifest.add(
@@ -181,7 +203,9 @@ class _Run:
                 "started": attempt.started,
                 "tool": TOOL,
                 "python": sys.version.split()[0],
+                "runtime": runtime.current().as_dict(),
                 "signer": attempt.key.signer,
+                "store": self._describe(store),
                 "job": msgspec.to_builtins(msgspec.structs.replace(self._job, earlier=None)),
                 "machine": plain(facts),
                 "not_in_this_version": list(self._prepared.left_out),
@@ -199,6 +223,9 @@ class _Run:
                 "machine": plain({"boot_id": facts["boot_id"], "clock": facts["clock"]}),
             },
         )
+        limits: dict[str, object] = {"workers": self._budget.workers, "memory": self._budget.ceiling}
+        attempt.log.add("limits", limits | {"not_applied": self._notes})
+        _log_clock(store, attempt, "start")
         for acquirer, availability in self._prepared.probes:
             attempt.manifest.add(
                 {
@@ -217,119 +244,41 @@ class _Run:
             for stored in self._job.earlier.strays:
                 attempt.manifest.add({"type": "stray", **msgspec.to_builtins(stored)})
 
-    def _take(self, store: Store, attempt: Attempt, acquirer: Acquirer, item: Item) -> None:
-        """Acquires one item into one object."""
-        self._check()
-        report = self._report(attempt, item.path, acquirer)
-        name = item.path + SUFFIX
-        if not is_object_name(name):
-            report.gap(Gap(Reason.INTERNAL, f"{acquirer.name} gave an item a name that is no object name"))
-            return
-        if name in self._done:
-            attempt.log.add("item-whole-already", {"object": name})
-            self._observe(events.ItemSkipped(item.path, name))
-            return
-        name = self._free(item.path)
-        report.item = name.removesuffix(SUFFIX)
-        if self._late():
-            report.gap(Gap(Reason.LIMIT, "the deadline came before it was begun"))
-            return
-        self._taken.add(name)
-        self._observe(events.ItemStarted(acquirer.name, report.item, item.estimate))
-        attempt.log.add("item-started", {"item": report.item})
-        attempt.manifest.add(
-            {
-                "type": "item",
-                "item": report.item,
-                "acquirer": acquirer.name,
-                "media_type": item.media_type,
-                "started": now(),
-                "about": plain(dict(item.about)),
-            }
-        )
-        out = SealedObject(store, report.item, self._recipients)
-        began = time.monotonic()
-        try:
-            self._pump(item, report, out)
-            sealed = out.commit()
-        except BaseException as error:
-            out.abort()
-            if isinstance(error, StoppedError):
-                report.gap(Gap(Reason.STOPPED, "the run was stopped while it was read: nothing of it is stored"))
-            raise
-        counts = report.counts
-        record: dict[str, object] = {
-            "type": "stored",
-            "item": report.item,
-            "object": name,
-            "size": sealed.ciphertext_size,
-            "sha256": sealed.ciphertext_sha256.hex(),
-            "plaintext_size": sealed.plaintext_size,
-            "plaintext_sha256": sealed.plaintext_sha256.hex(),
-            "members": counts.members,
-            "gaps": counts.gaps,
-            "flags": counts.flags,
-        }
-        attempt.manifest.add(record | {"ended": now()})
-        attempt.counts.items += 1
-        attempt.whole(name, sealed, counts, record | {"first_gaps": report.first_gaps})
-        self._out.plaintext += sealed.plaintext_size
-        self._out.stored += sealed.ciphertext_size
-        self._observe(
-            events.ItemDone(
-                report.item,
-                name,
-                sealed.plaintext_size,
-                sealed.ciphertext_size,
-                counts.members,
-                counts.gaps,
-                counts.flags,
-                time.monotonic() - began,
-            )
-        )
+    def _describe(self, store: Store) -> dict[str, object]:
+        """Where evidence goes, for the manifest."""
+        s3 = self._job.s3
+        about: dict[str, object] = {"kind": S3 if is_bucket(self._job.to) else DIRECTORY, "location": store.location}
+        about["authority"] = store.authority
+        if is_bucket(self._job.to):
+            about |= {"endpoint": s3.endpoint_url, "bucket_owner": s3.bucket_owner}
+        return about
 
-    def _pump(self, item: Item, report: ItemReport, out: SealedObject) -> None:
-        """Reads an item to its end, or as far as it goes; what was read stays evidence either way."""
-        told = time.monotonic()
-        chunks = item.read(report)
-        try:
-            for chunk in guarded(chunks, report, item.path):
-                out.write(chunk)
-                self._check()
-                moment = time.monotonic()
-                if moment - told >= PROGRESS_EVERY_S:
-                    told = moment
-                    counts = report.counts
-                    self._observe(
-                        events.ItemProgress(report.item, out.plaintext, out.stored, counts.members, counts.gaps)
-                    )
-                    if self._late():
-                        report.gap(Gap(Reason.LIMIT, "the deadline came while it was read: what follows is missing"))
-                        return
-        finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
 
-    def _report(self, attempt: Attempt, item: str, acquirer: Acquirer) -> ItemReport:
-        return ItemReport(attempt, self._out, self._observe, item, acquirer.name)
+def _own_fault(error: Exception) -> ImpoundError:
+    return ImpoundError(f"a fault of impound itself: {type(error).__name__}: {error}")
 
-    def _free(self, path: str) -> str:
-        """The object name of an item: its own, or the next that nothing has."""
-        name, number = path + SUFFIX, 2
-        stem, dot, suffix = path.rpartition(".")
-        while name in self._taken or name in self._done:
-            name = (f"{stem}-{number}.{suffix}" if dot else f"{path}-{number}") + SUFFIX
-            number += 1
-        return name
 
-    def _check(self) -> None:
-        if self._stop.signal:
-            raise StoppedError(f"stopped by {self._stop.signal}")
+def _log_clock(store: Store, attempt: Attempt, when: str) -> None:
+    """The machine's clock beside that of the store, which is not in the hands of whoever has the machine.
 
-    def _late(self) -> bool:
-        limit = self._job.limits.deadline_s
-        return limit is not None and time.monotonic() - self._started > limit
+    `ahead_s` is by how much the machine's is ahead; it is right within half of the round trip and, since the store
+    tells whole seconds, up to a second too large.
+    """
+    moment = store.moment()
+    if moment is None:
+        return
+    from email.utils import parsedate_to_datetime
+
+    line: dict[str, object] = {
+        "when": when,
+        "store_date": moment.date,
+        "wall_ns": moment.wall_ns,
+        "round_trip_ns": moment.round_trip_ns,
+    }
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        told = parsedate_to_datetime(moment.date).timestamp()
+        line["ahead_s"] = round(moment.wall_ns / 1e9 - told, 3)
+    attempt.log.add("clock", line)
 
 
 def _identity(path: str) -> frozenset[tuple[int, int]]:

@@ -1,26 +1,21 @@
-"""The archives of a run, as plaintext streams, from a sealed run or from a directory that `open` made."""
+"""The archives of a run that belong to the host, as plaintext streams."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
-from agent.analysis.opening import plaintext, read_sound_run, sealed_objects
-from agent.custody.plaintext import open_account
-from agent.errors import SourceError, UsageError
-from agent.stores.directory import DirectorySource, find_runs
+from agent.analysis.items import items_of
+from agent.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from agent.custody.plaintext import Account
-    from agent.custody.stored import StoredRun
+    from agent.job import S3
     from agent.sealing import Identity
 
-CHUNK = 1 << 20
-LEFT_OUT = ("live/",)
-"""Archives that are a target each, not a part of the host."""
+LEFT_OUT = ("live/", "memory/")
+"""Archives that are a target each, or that tell of the kernel and of processes, and are no part of the host's disk."""
 
 
 def _chosen(names: Iterable[str]) -> list[str]:
@@ -36,43 +31,19 @@ def _chosen(names: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def archives_of(
-    source: str, identities: Sequence[Identity], *, signers: Collection[str] = (), receipts: Collection[str] = ()
+    source: str,
+    identities: Sequence[Identity],
+    *,
+    signers: Collection[str] = (),
+    receipts: Collection[str] = (),
+    s3: S3 | None = None,
 ) -> Iterator[Iterator[Iterator[bytes]]]:
-    """One stream of tar bytes per archive, in the order of their names. Raises `SourceError`, `UsageError`."""
-    runs = find_runs(source)
-    if len(runs) > 1:
-        raise UsageError(f"there are {len(runs)} runs in {source!r}: name one")
-    sealed = bool(runs) and os.path.isdir(os.path.join(runs[0], "progress"))
-    stored = DirectorySource(runs[0] if sealed else source)
-    try:
-        if sealed:
-            if not identities:
-                raise UsageError("--identity FILE is missing: the private key that opens the evidence")
-            run = read_sound_run(stored, signers=signers, receipts=receipts)
-            account = open_account(run, identities)
-            yield _sealed(run, account, identities)
-        else:
-            names = _chosen(one.name for one in stored.names() if one.regular)
-            if not names:
-                raise SourceError(f"there is neither a run nor an opened archive in {source!r}")
-            yield (_opened(stored, name) for name in names)
-    finally:
-        stored.close()
+    """One stream of tar bytes per archive, in the order of their names. `s3` says how a bucket is reached.
 
-
-def _sealed(run: StoredRun, account: Account, identities: Sequence[Identity]) -> Iterator[Iterator[bytes]]:
-    objects = sealed_objects(run)
-    for plain in _chosen(objects):
-        name = objects[plain]
-        yield plaintext(run, name, identities, account)
-
-
-def _opened(stored: DirectorySource, name: str) -> Iterator[bytes]:
-    blob = stored.open(name)
-    try:
-        offset = 0
-        while data := blob.read_at(offset, CHUNK):
-            yield data
-            offset += len(data)
-    finally:
-        blob.close()
+    Raises `SourceError`, `UsageError`.
+    """
+    with items_of(source, identities, signers=signers, receipts=receipts, s3=s3) as items:
+        names = _chosen(items.names)
+        if not items.names:
+            raise SourceError(f"there is neither a run nor an opened archive in {source!r}")
+        yield (items.stream(name) for name in names)

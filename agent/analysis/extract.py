@@ -19,9 +19,10 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from acquirers.base import Kind
 from agent.analysis.notes import Note, NoteKind, OnNote, path_parts
@@ -45,8 +46,7 @@ _OF_ONE_MEMBER = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True):
     """What an extraction made, and what it did not."""
 
     made: Mapping[Kind, int]

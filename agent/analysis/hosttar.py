@@ -22,12 +22,14 @@ Memory: some 100 bytes for each directory. dissect takes far more than that for 
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from acquirers.base import Kind
+from agent.analysis.archives import LEFT_OUT
 from agent.analysis.notes import Note, NoteKind, OnNote, path_parts, printable
 from agent.analysis.tarheader import END
 from agent.analysis.tarstream import ByteStream, TarStream
@@ -40,6 +42,11 @@ ROOT = b"[root]"
 COMMENT = "added by impound export, not from the examined machine"
 
 _LINUX = (b"etc", b"var", b"run")
+# plugins/apps/container/docker.py looks there, and where `/etc/docker/daemon.json` says.
+_DATA_ROOT = b"/var/lib/docker"
+_RECORD = re.compile(rb"\[root\](/.{1,4096})/containers/[0-9a-f]{64}/config\.v2\.json", re.DOTALL)
+_NESTED = re.compile(rb"/(?:overlay2|fuse-overlayfs)/[^/]+/diff/|/vfs/dir/|/snapshots/\d+/|/volumes/|/subvolumes/")
+_MAX_ROOTS = 20
 _MAX_ADDED = 256  # directories added for one member: one with a path of 100,000 would make gigabytes of headers
 _LISTED = 1000  # names in `uac.log`, and bytes of each
 _GATHER = 1 << 18  # small members are handed on in chunks of this size,
@@ -49,8 +56,9 @@ _LARGE = 1 << 16  # and content from this size as it comes
 def join(archives: Iterable[ByteStream], *, on_note: OnNote = lambda _note: None, about: str = "") -> Iterator[bytes]:
     """One pax tar of all archives, in their order.
 
-    `about` is the first line of `uac.log`: which run this is. `on_note` hears of every member that is left out, and of
-    every directory that is added; `uac.log` lists the directories and counts the rest. Archives that hold the host's
+    `about` is the first line of `uac.log`: which run this is. `on_note` hears of every member that is left out, of
+    every directory that is added, and of each data root of Docker that dissect does not look for; `uac.log` lists the
+    directories and counts the rest. Archives that hold the host's
     own directories are best given first: a directory has the metadata that it comes with where it is met first.
 
     Raises `DamagedError` for an archive that is not whole; what was given out until then must not be kept.
@@ -61,6 +69,26 @@ def join(archives: Iterable[ByteStream], *, on_note: OnNote = lambda _note: None
     yield from joiner.end(about)
 
 
+def not_joined(names: Iterable[str]) -> list[str]:
+    """Which items of a run have no place in a `host.tar`, by their plaintext names: what is no archive of the host.
+
+    Neither the run's own account, nor what items go on in, nor what was unpacked beside an archive is an item.
+    """
+    known = set(names)
+    beside = {name.removesuffix(".tar") for name in known if name.endswith(".tar")}
+    return sorted(
+        (
+            name
+            for name in known
+            if (not name.endswith(".tar") or name.startswith(LEFT_OUT))
+            and not re.match(r"attempt-\d+/", name)
+            and not ((cut := re.fullmatch(r"(.+)\.\d{4}", name, re.DOTALL)) and cut[1] in known)
+            and not any(name[: slash.start()] in beside for slash in re.finditer("/", name))
+        ),
+        key=lambda name: (name.count("/"), name),
+    )
+
+
 class _Joiner:
     def __init__(self, on_note: OnNote) -> None:
         self._on_note = on_note
@@ -68,6 +96,7 @@ class _Joiner:
         self._parent: list[bytes] = [ROOT]  # the last one that was looked up
         self._top: set[bytes] = set()  # those of `_LINUX` that are there and are no directories
         self._added: list[bytes] = []
+        self._roots: set[bytes] = set()  # data roots of Docker elsewhere than dissect looks
         self._counts: Counter[NoteKind] = Counter()
         self._pending = bytearray()
 
@@ -125,7 +154,21 @@ class _Joiner:
             self._directories.add(_digest(parts))
         elif len(parts) == 2 and parts[1] in _LINUX:
             self._top.add(parts[1])
+        elif parts[-1] == b"config.v2.json":
+            self._look_for_docker(header)
         return True
+
+    def _look_for_docker(self, header: Header) -> None:
+        match = _RECORD.fullmatch(header.name)
+        if match is None or match[1] == _DATA_ROOT or match[1] in self._roots or _NESTED.search(match[1] + b"/"):
+            return
+        if len(self._roots) < _MAX_ROOTS:
+            self._roots.add(match[1])
+            detail = (
+                f"Docker's data root is {printable(match[1])}: dissect will not list its containers, unless "
+                "/etc/docker/daemon.json names it; use export tree"
+            )
+            self._on_note(Note(NoteKind.AMBIGUOUS, header.name[: match.end(1)], detail))
 
     def _leave_out(self, kind: NoteKind, header: Header, detail: str) -> bool:
         self._counts[kind] += 1

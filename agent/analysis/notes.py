@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 
 class NoteKind(enum.StrEnum):
@@ -28,8 +29,7 @@ class NoteKind(enum.StrEnum):
     OURS = "ours"  # joined: a directory that impound added
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """One thing worth telling. `where` is the member's name in the archive; `detail` holds no name."""
 
     kind: NoteKind

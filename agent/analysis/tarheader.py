@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from acquirers.base import Kind
 from agent.errors import DamagedError
@@ -48,8 +49,7 @@ _TIME = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 _BILLION = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """One member, before its content. Names are as they stand in the archive; times are nanoseconds since the epoch."""
 
     kind: Kind
@@ -66,11 +66,10 @@ class Header:
     real_size: int | None = None
     """Of a sparse member its expanded length: what follows begins with a map."""
     device: tuple[int, int] = (0, 0)
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class SparseMap:
+class SparseMap(msgspec.Struct, frozen=True):
     """What is stored of a file with holes, in ascending order."""
 
     extents: array[int]

@@ -13,7 +13,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from agent.errors import StoreError
 
@@ -29,8 +30,7 @@ Finish = Callable[[int], None]
 """Gives a directory, by its descriptor, the mode and times that it is to have."""
 
 
-@dataclass(slots=True)
-class _Level:
+class _Level(msgspec.Struct):
     """One directory that was entered."""
 
     name: bytes

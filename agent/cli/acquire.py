@@ -10,35 +10,46 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli import options
+from acquirers.base import FlagKind, Reason
+from agent.cli import options, places
+from agent.cli.limits_options import limits_options, make_limits
 from agent.cli.output import emit, say, size
-from agent.errors import UsageError
-from agent.job import MAX_JOB, Job, Limits, parse, validate
+from agent.cli.s3_options import make_s3, s3_options
+from agent.destination import Given
+from agent.errors import ImpoundError, UsageError
+from agent.job import MAX_JOB, S3, Job, parse, validate
 from agent.run import Stop, run
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from acquirers.base import Gap
     from agent.outcome import Outcome
 
 FIRST_GAPS = 5
 
 
 @click.command("acquire")
-@click.option("--case", callback=options.parse_case, metavar="ID", help="Case id: 1 to 64 of A-Z a-z 0-9 . _ -")
-@click.option("--to", metavar="DEST", help="Directory to store into; made 0700 if its parent exists.")
+@options.case_option
+@options.destination_option("A directory (made 0700 if its parent exists), or s3://BUCKET/PREFIX.")
 @click.option("--recipient", "-r", "recipients", multiple=True, metavar="KEY", help="Public key to seal to (age1…).")
 @click.option(
     "--recipients-file", "-R", "recipient_files", multiple=True, metavar="FILE", help="Public keys, one per line."
 )
 @click.option("--job", "job_file", metavar="-", help="The whole job as a document on standard input.")
 @options.selection
+@limits_options
+@s3_options
+@click.option("--sse-kms-key", default="", metavar="ARN", help="S3: the KMS key that the bucket seals objects with.")
 @click.option(
-    "--deadline", callback=options.parse_duration, metavar="TIME", help="End after 90s, 30m, 2h; the rest is gaps."
+    "--authority",
+    type=click.Choice(["session", "broker", "ambient"]),
+    help="S3: by whose right. ambient: this machine's own role; the others come with --channel.",
 )
-@click.option("--nice", type=click.IntRange(0, 19), default=10, show_default=True, help="Scheduling priority.")
+@click.option("--channel", is_flag=True, help="With --job -: standard input and output are a channel to a controller.")
+@click.option("--stay", is_flag=True, help="When done, stay until SIGTERM: for what would start it again at once.")
 @options.json_option
-def command(as_json: bool, **values: Any) -> int:
+def command(as_json: bool, stay: bool, **values: Any) -> int:
     """Acquire evidence from this machine, sealed while it streams, into a store.
 
     \b
@@ -46,31 +57,49 @@ def command(as_json: bool, **values: Any) -> int:
       impound acquire --case INC-42 --to ./evidence --recipient age1...
       impound acquire --case INC-42 --to /mnt/usb/ev -R team.keys --container web --layers upper
       impound acquire --case INC-42 --to ./evidence -r age1... --root /mnt/disk
+      impound acquire --case INC-42 --to s3://evidence/2026 -r age1... --authority ambient
+      impound acquire --case INC-42 --to ./evidence -r age1... --skip memory
+      impound acquire --case INC-42 --to ./evidence -r age1... --only memory.process --pid 1234
+
+    \b
+    Memory: all of RAM and of all processes is taken unless a selection says otherwise, as --skip memory does. It needs
+    room at the destination. --pid and --container choose among processes; they do not make the image of RAM smaller.
 
     \b
     Exit code: 0 everything was acquired, 1 with gaps (the result names them),
     2 nothing was read and nothing created, 3 failed or stopped (what was stored is valid and partial).
     """
+    if values.pop("channel"):
+        if values.pop("job_file") != "-":
+            raise UsageError("--channel goes with --job -: the job is the first thing that comes over it")
+        _check_alone(values)
+        return perform_over_channel()
     job = read_job(values)
-    return perform(job, as_json=as_json)
+    code = perform(job, as_json=as_json)
+    if stay:
+        _stay()
+    return code
 
 
 def read_job(values: dict[str, Any]) -> Job:
     """The job from a document on standard input, or from options. Raises `UsageError`."""
     document = values.pop("job_file")
     if document is not None:
-        given = [name for name in ("case", "to", "recipients", "recipient_files", "only", "skip") if values.get(name)]
-        if document != "-" or given:
-            raise UsageError("--job - reads the whole job from standard input and goes with no other option")
+        if document != "-":
+            raise UsageError("--job - reads the job from standard input; there is no other place for it")
+        _check_alone(values)
         return parse(sys.stdin.buffer.read(MAX_JOB + 1))
     for name, what in (("case", "--case ID"), ("to", "--to DEST")):
         if not values[name]:
             raise UsageError(f"{what} is missing")
+    places.check_destination(values["to"])
     selection, where = options.make_selection(values)
-    recipients = list(values["recipients"])
-    for path in values["recipient_files"]:
-        lines = options.read_key_file(path, "recipients file").splitlines()
-        recipients += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    limits = make_limits(values)
+    s3 = make_s3(values, sse_kms_key=values.pop("sse_kms_key"), authority=values.pop("authority") or "")
+    if not values["to"].startswith("s3://") and s3 != S3(authority=s3.authority):
+        raise UsageError("--endpoint-url, --region, --ca-bundle, --bucket-owner and --sse-kms-key are for a bucket")
+    options.check_own_keys(values["recipients"])
+    recipients = [*values["recipients"], *options.read_recipients_files(values["recipient_files"])]
     return validate(
         Job(
             case=values["case"],
@@ -78,15 +107,66 @@ def read_job(values: dict[str, Any]) -> Job:
             recipients=recipients,
             selection=selection,
             where=where,
-            limits=Limits(deadline_s=values["deadline"], nice=values["nice"]),
+            limits=limits,
+            s3=s3,
         )
     )
+
+
+def _check_alone(values: dict[str, Any]) -> None:
+    """Whether the job says everything. What has a default is not looked at. Raises `UsageError`."""
+    given = [name for name, value in values.items() if value and name not in {"profile", "layers", "nice", "io"}]
+    if given:
+        raise UsageError("--job - reads the whole job from standard input and goes with no other option")
 
 
 def perform(job: Job, *, as_json: bool) -> int:
     """Runs the job under a display, prints the result, and gives the exit code."""
     from agent.cli.display import make_display
 
+    stop = _prepare_process()
+    with make_display(as_json=as_json) as display:
+        outcome = run(job, display.observe, stop)
+    if not as_json:
+        summarize(outcome)
+    emit(result_of(outcome))
+    return outcome.exit_code
+
+
+def perform_over_channel() -> int:
+    """Runs the job that a controller sends; events and result go to it, errors to standard error as well."""
+    from agent.channel.host import HostEnd
+
+    stop = _prepare_process()
+    with HostEnd.standard() as end:
+        start = end.start()
+        try:
+            job = parse(bytes(start.job))
+
+            # A session that came with the job needs nobody: what it stores is completed later.
+            alone = start.credentials is not None and job.s3.authority == "session"
+
+            def on_lost(why: str) -> None:
+                if not alone:
+                    stop.because(f"the controller is gone: {why}")
+
+            end.listen(stop, on_lost)
+            given = Given(end, start.credentials if alone else None)
+            outcome = run(job, end.observe, stop, given=given, run_id=start.run)
+        except ImpoundError as error:
+            end.refuse(str(error), error.exit_code)
+            raise
+        except Exception as error:
+            end.refuse(f"a fault of impound itself: {type(error).__name__}: {error}", 3)
+            raise
+        outcome.to_finish = alone
+        end.result(result_of(outcome))
+    summarize(outcome)
+    return outcome.exit_code
+
+
+def _prepare_process() -> Stop:
+    """Signals end the run in order, and nothing of this process is dumped to a disk."""
     stop = Stop()
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -98,15 +178,18 @@ def perform(job: Job, *, as_json: bool) -> int:
     # No core dump would be evidence in the clear on the examined machine. 1 is what stops a dump into a pipe, too.
     if resource.getrlimit(resource.RLIMIT_CORE)[1] != 0:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    wanted = job.limits.nice - os.getpriority(os.PRIO_PROCESS, 0)
-    if wanted > 0:
-        os.nice(wanted)
-    with make_display(as_json=as_json) as display:
-        outcome = run(job, display.observe, stop)
-    if not as_json:
-        summarize(outcome)
-    emit(result_of(outcome))
-    return outcome.exit_code
+    return stop
+
+
+def _stay() -> None:
+    """Until somebody ends the process. Whoever has already done so is not asked twice."""
+    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    # What came during the run has left its mark: from the first signal on, the second would end the process.
+    if any(signal.getsignal(number) is signal.SIG_DFL for number in ends):
+        return
+    # The first process of a container is sent nothing that it neither handles nor waits for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigwait(ends)
 
 
 def summarize(outcome: Outcome) -> None:
@@ -126,25 +209,69 @@ def summarize(outcome: Outcome) -> None:
     if outcome.location:
         say(f"  evidence     {outcome.location}")
         if outcome.error is not None:
-            say(f"  to complete  impound resume {outcome.location}")
+            say(f"  to complete  {_to_complete(outcome)}")
+        if outcome.authority != "local":
+            say(f"  authority    {outcome.authority}")
+        if outcome.to_finish:
+            say(f"  to finish    impound finish {outcome.location} --receipt-sha256 {outcome.receipt_sha256}")
         say(f"  case, host   {outcome.case}, {outcome.host}; run {outcome.run}, attempt {outcome.attempt}")
     rate = outcome.plaintext / outcome.seconds if outcome.seconds else 0
     read = f"{size(outcome.plaintext)} in {outcome.seconds:.1f} s ({size(int(rate))}/s)"
     say(f"  read         {read}, stored {size(outcome.stored)}")
     say(f"  items        {counts.items} items, {counts.members} files, {counts.gaps} gaps, {counts.flags} flags")
-    for item, gap in outcome.first_gaps[:FIRST_GAPS]:
-        where = f" {gap.where.decode('utf-8', 'backslashreplace')}" if gap.where else ""
-        say(f"  gap          {item}{where}: {gap.reason}: {gap.detail}")
+    for item, gap in _worst(outcome)[:FIRST_GAPS]:
+        say(f"  gap          {item}{_at(gap.where)}: {gap.reason}: {gap.detail}")
     here = sum(outcome.reasons.values())
     if here > FIRST_GAPS:
         say(f"  gap          … and {here - FIRST_GAPS} more, in the manifest")
     if counts.gaps > here:
         say(f"  gap          {counts.gaps - here} of earlier attempts, in their accounts")
+    for item, flag in outcome.first_findings:
+        say(f"  finding      {item}{_at(flag.where)}: {flag.detail}")
+    findings = outcome.flag_kinds[FlagKind.FINDING]
+    if findings > len(outcome.first_findings):
+        say(f"  finding      … and {findings - len(outcome.first_findings)} more, in the manifest")
+    if known := outcome.flag_kinds[FlagKind.KNOWN]:
+        layers = f"{known} image layers" if known > 1 else "an image layer"
+        say(f"  left out     {layers} that you named as known, proved by digest: see layers/proof.jsonl")
+    for name, value in outcome.says.items():
+        say(f"  {name:12} {value}")
+    for line in _not_here(outcome):
+        say(f"  not here     {line}")
     if outcome.left_out:
         say(f"  not in this version: {', '.join(outcome.left_out)}")
     if outcome.receipt_sha256:
         say(f"  signer       {outcome.signer}")
         say(f"  receipt      sha256 {outcome.receipt_sha256}")
+
+
+def _at(where: bytes) -> str:
+    return f" {where.decode('utf-8', 'backslashreplace')}" if where else ""
+
+
+def _worst(outcome: Outcome) -> list[tuple[str, Gap]]:
+    """What was not read at all comes before single files."""
+    return sorted(outcome.first_gaps, key=lambda one: one[1].reason not in {Reason.LIMIT, Reason.STOPPED})
+
+
+def _not_here(outcome: Outcome) -> list[str]:
+    """What was looked for and is not on this machine, in words: acquirers that say the same stand together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in outcome.not_here.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def _to_complete(outcome: Outcome) -> str:
+    pin = f" --signer {outcome.signer}" if outcome.signer else ""
+    if outcome.authority in {"broker", "session"}:
+        return f"on the controller: impound deploy command --resume {outcome.location} … -- …"
+    if outcome.authority == "ambient":
+        return (
+            f"impound resume {outcome.location}{pin} --authority ambient, with credentials that may list and read; "
+            "the same options for region, endpoint and owner"
+        )
+    return f"impound resume {outcome.location}{pin}"
 
 
 def result_of(outcome: Outcome) -> dict[str, object]:
@@ -168,6 +295,10 @@ def result_of(outcome: Outcome) -> dict[str, object]:
         "seconds": round(outcome.seconds, 3),
         "exit": outcome.exit_code,
     }
+    if outcome.authority != "local":
+        result["authority"] = outcome.authority
+    if outcome.to_finish:
+        result["to_finish"] = f"impound finish {outcome.location}"
     earlier = counts.gaps - sum(outcome.reasons.values())
     if earlier:
         result["gaps_of_earlier_attempts"] = earlier
@@ -182,10 +313,19 @@ def result_of(outcome: Outcome) -> dict[str, object]:
                 "reason": str(gap.reason),
                 "detail": gap.detail,
             }
-            for item, gap in outcome.first_gaps[:FIRST_GAPS]
+            for item, gap in _worst(outcome)[:FIRST_GAPS]
         ]
+    if findings := outcome.flag_kinds[FlagKind.FINDING]:
+        result["findings"] = findings
+        result["first_findings"] = [
+            f"{item}{_at(flag.where)[:100]}: {flag.detail[:200]}" for item, flag in outcome.first_findings[:3]
+        ]
+    if known := outcome.flag_kinds[FlagKind.KNOWN]:
+        result["known_left_out"] = known
+    result |= {name: value for name, value in outcome.says.items() if name not in result}
     if outcome.absent:
         result["absent"] = outcome.absent
+        result["not_here"] = _not_here(outcome)
     if outcome.left_out:
         result["not_in_this_version"] = list(outcome.left_out)
     return result

@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol, Self
-
-import msgspec
 
 from acquirers.base import Availability, Flag, Gap
 from agent import events
-from agent.cli.output import printable, size, tell
+from agent.cli.output import json_line, printable, size, tell
 from agent.custody.manifest import put_bytes
 
 if TYPE_CHECKING:
@@ -75,8 +72,8 @@ class JsonLines:
             if self._noted > MAX_EVENT_GAPS:
                 return
         record: dict[str, object] = {"event": _name(event), "time": round(time.time(), 3)}
-        record |= {one.name: _value(getattr(event, one.name)) for one in fields(event)}
-        tell(msgspec.json.encode(record).decode("utf-8"))
+        record |= {name: _value(getattr(event, name)) for name in event.__struct_fields__}
+        tell(json_line(record))
 
 
 class LiveTable:
@@ -88,6 +85,7 @@ class LiveTable:
 
         self._began = time.monotonic()
         self._head = ""
+        self._waiting: events.StoreWaiting | None = None
         self._done: list[events.ItemDone] = []
         self._now: events.ItemProgress | None = None
         self._item: events.ItemStarted | None = None
@@ -124,6 +122,8 @@ class LiveTable:
                 self._gaps += 1
             case events.FlagRaised():
                 self._flags += 1
+            case events.StoreWaiting():
+                self._waiting = event if event.seconds else None
             case _:
                 pass
 
@@ -164,7 +164,11 @@ class LiveTable:
             f"{self._items} items  {members} files  {size(plaintext)} read at {_rate(plaintext, seconds)}  "
             f"{self._gaps} gaps  {self._flags} flags  {seconds:.0f} s"
         )
-        return Group(Text(printable(self._head)), table, Text(whole, style="bold"))
+        head, foot = Text(printable(self._head)), Text(whole, style="bold")
+        if self._waiting is None:
+            return Group(head, table, foot)
+        waiting = f"the store has taken nothing more for {self._waiting.seconds:.0f} s: it is tried again"
+        return Group(head, table, foot, Text(waiting, style="yellow"))
 
 
 def _rate(amount: int, seconds: float) -> str:

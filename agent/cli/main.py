@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from acquirers.near import did_you_mean
 from agent import __version__
 from agent.cli.output import complain, emit
-from agent.errors import ImpoundError
+from agent.errors import ImpoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,16 +20,36 @@ if TYPE_CHECKING:
 VERBS = {
     "acquire": "Acquire evidence from this machine, sealed, into a store.",
     "plan": "Show what would be taken, how big it is, and why something cannot be.",
+    "deploy": "Run the agent on another machine, and hold the authority here.",
     "verify": "Check that every byte in a store is as it was sealed and signed.",
     "open": "Decrypt a run into a directory, every byte checked.",
     "export": "Turn a run into what other tools read.",
     "resume": "Complete a run that was cut off.",
+    "finish": "Complete, check and countersign what a host left in a bucket.",
+    "bucket": "Check an evidence bucket, or print the policies that it and its roles should have.",
     "keygen": "Make a key pair that evidence can be sealed to.",
+    "recipient": "Make a recipient of a key in AWS KMS, or show what kind a key is.",
+    "self-check": "Check this program itself: its file, what it has loaded, whether it can work here.",
 }
+
+PLANNED = {"receive", "watch", "report"}
+"""Verbs of the design that this version does not have."""
+_LONG = 400
+"""Characters of a word without blanks, beyond which a message shows its beginning."""
 
 
 class _Verbs(click.Group):
     """Imports a verb's module when the verb is called."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        given = args[0]
+        if given in VERBS or given.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if given in PLANNED:
+            raise UsageError(f"`impound {given}` is not part of this version; `impound --help` lists what is")
+        raise UsageError(f"there is no verb {given!r}{did_you_mean(given, VERBS)}; `impound --help` lists them")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -35,7 +57,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"agent.cli.{cmd_name}").command
+        command = importlib.import_module(f"agent.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)  # noqa: S101 - each verb's module defines one
         return command
 
@@ -61,6 +83,8 @@ def impound() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit code (DESIGN 4.1)."""
+    # Python's own TLS would write its secrets to the file that this names, on whatever machine this is.
+    os.environ.pop("SSLKEYLOGFILE", None)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = impound.main(args=given, prog_name="impound", standalone_mode=False)
@@ -88,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(arguments: Sequence[str], message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = " ".join(word if len(word) <= _LONG else f"{word[:_LONG]}…" for word in message.split())
     complain(line)
     if "--json" in arguments:
         emit({"verdict": "refused" if code == 2 else "failed", "error": line, "exit": code})

@@ -78,9 +78,9 @@ def emit(result: dict[str, object]) -> None:
 def compact(result: dict[str, object]) -> str:
     """Long lists lose their last entries and long texts their ends, and it says so, until the line is short enough."""
     short = {key: _encodable(value) for key, value in result.items()}
-    while len(line := msgspec.json.encode(short).decode("utf-8")) >= MAX_RESULT:
+    while len(line := _json(short)) >= MAX_RESULT:
         short["shortened"] = True
-        length, key = max((len(msgspec.json.encode(value)), key) for key, value in short.items())
+        length, key = max((len(_json(value)), key) for key, value in short.items())
         value = short[key]
         if isinstance(value, list) and value:
             short[key] = value[: len(value) // 2]
@@ -91,6 +91,24 @@ def compact(result: dict[str, object]) -> str:
     return line
 
 
+def json_line(value: object) -> str:
+    """A value as one line of JSON that a terminal only shows, whatever the names in it hold."""
+    return _json(_encodable(value))
+
+
+def _json(value: object) -> str:
+    """JSON that a terminal only shows. What `printable` escapes is written as JSON escapes it: the value stays."""
+    text = msgspec.json.encode(value).decode("utf-8")
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if printable(char) == char else _escape_json(char) for char in text)
+
+
+def _escape_json(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
 def _encodable(value: object) -> object:
     """The same without lone surrogates, which stand for bytes of a name that are not UTF-8."""
     if isinstance(value, str):
@@ -98,5 +116,5 @@ def _encodable(value: object) -> object:
     if isinstance(value, list):
         return [_encodable(inner) for inner in value]
     if isinstance(value, dict):
-        return {key: _encodable(inner) for key, inner in value.items()}
+        return {_encodable(key): _encodable(inner) for key, inner in value.items()}
     return value

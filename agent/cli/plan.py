@@ -6,22 +6,36 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from acquirers.base import State
+from acquirers.container_id import short_id
+from acquirers.host import Mode
 from agent.cli import options
-from agent.cli.output import emit, printable, size
+from agent.cli.output import emit, json_line, printable, size
 from agent.custody.manifest import put_bytes
-from agent.preparation import Prepared, prepare
+from agent.preparation import Prepared, find_host, prepare
 
 if TYPE_CHECKING:
     from acquirers.base import Availability
 
+MODES = {
+    Mode.HOST: "this machine",
+    Mode.INSIDE: "the container that impound runs in",
+    Mode.LIVE_ROOT: "the live host, seen from a container",
+    Mode.DEAD: "a mounted disk, of which nothing runs",
+}
+NOT_HERE = "not here"
+LONG = 40
+"""Characters of a container's name that stand in the table; --json has all of it."""
+
 
 @click.command("plan")
 @options.selection
+@click.option(
+    "--where", "path", metavar="PATH", help="Which container, pod and layer this path of the host is part of."
+)
 @options.json_option
-def command(as_json: bool, **values: Any) -> int:
+def command(as_json: bool, path: str | None, **values: Any) -> int:
     """Show what `acquire` would take here, how big it is, and why something cannot be. Reads no evidence.
 
     \b
@@ -29,8 +43,17 @@ def command(as_json: bool, **values: Any) -> int:
       impound plan
       impound plan --container web --layers upper
       impound plan --root /mnt/disk
+      impound plan --where /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/232/fs/tmp/x
+      impound plan --only memory
+
+    \b
+    Of memory it shows each source that works, or why it is not used and what would help.
     """
     selection, where = options.make_selection(values)
+    if path is not None:
+        from agent.cli.where import show
+
+        return show(find_host(where, selection), path, as_json=as_json)
     prepared = prepare(selection, where)
     if as_json:
         _print_json(prepared)
@@ -69,18 +92,44 @@ def _print_json(prepared: Prepared) -> None:
             subject |= {"estimate": one.estimate, "selected": one.selected}
             subjects.append(subject)
         record["subjects"] = subjects
-        sys.stdout.write(msgspec.json.encode(record).decode("utf-8") + "\n")
+        sys.stdout.write(json_line(record) + "\n")
 
 
 def _rows(name: str, found: Availability) -> list[tuple[str, str, str, str]]:
     """(what, state, size, why and what would help) of one acquirer and its subjects."""
     why = found.reason + (f"; {found.remedy}" if found.remedy else "")
-    rows = [(name, str(found.state), size(found.estimate) if found.state is State.AVAILABLE else "", why)]
+    state = NOT_HERE if found.state is State.ABSENT else str(found.state)
+    rows = [(name, state, size(found.estimate) if found.state is State.AVAILABLE else "", why)]
     for one in found.subjects:
-        name = "" if one.kind == "layer" else printable(one.name)  # a layer has another digest for a name
-        what = f"  {one.kind} {one.id[:12]} {name}".rstrip()
-        rows.append((what, one.state, size(one.estimate), "" if one.selected else "not selected"))
+        why = "" if one.selected else "not selected"
+        if one.kind == "source":  # a way to read all of it: it has no size, and nobody selects it
+            works = one.selected
+            rows.append((f"  source {one.id}", one.state if works else "not used", "", "" if works else one.state))
+            continue
+        called = "" if one.kind == "layer" else printable(one.name)  # a layer has another digest for a name
+        called = called if len(called) <= LONG else f"{called[:LONG]}…"
+        state = one.state
+        if name == "containers.census":  # the runtime, and by what it is known, what is odd about it
+            state, _, why = one.state.partition(", ")
+        rows.append(
+            (f"  {one.kind} {printable(short_id(one.id))[:LONG]} {called}".rstrip(), state, size(one.estimate), why)
+        )
     return rows
+
+
+def _sum(prepared: Prepared) -> str:
+    """One line on the size of it all, and on what of it is memory."""
+    found = [(acquirer.name, one) for acquirer, one in prepared.probes if one.state is State.AVAILABLE]
+    whole = sum(one.estimate or 0 for _, one in found)
+    memory = sum(one.estimate or 0 for name, one in found if name.startswith("memory."))
+    if not found:
+        return "nothing of it is here to be read"
+    if not whole:
+        return "how much it is will be known when it is read"
+    part = f", of which memory {size(memory)} (--skip memory leaves it out)" if 0 < memory < whole else ""
+    unknown = any(one.estimate is None for _, one in found)
+    more = ", and whatever is marked ?, of which the size is known only when it is read" if unknown else ""
+    return f"to read: {size(whole)}{part}{more}"
 
 
 def _print_table(prepared: Prepared) -> None:
@@ -91,7 +140,8 @@ def _print_table(prepared: Prepared) -> None:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     facts = prepared.host.facts
     who = "root" if facts.root else f"uid {facts.uid}: what only root may read will be gaps"
-    console.print(Text(f"{printable(facts.host_key())}: {prepared.host.mode}, kernel {facts.kernel or '-'}, as {who}"))
+    kernel = f", kernel {facts.kernel}" if facts.kernel else ""
+    console.print(Text(f"{printable(facts.host_key())}: {MODES[prepared.host.mode]}{kernel}, as {who}"))
     table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
     for title in ("what", "state", "size", "why, and what would help"):
         table.add_column(title, overflow="fold", justify="right" if title == "size" else "left")
@@ -105,3 +155,4 @@ def _print_table(prepared: Prepared) -> None:
     for name in prepared.left_out:
         table.add_row(Text(name), Text("not in this version", style="dim"), "", "")
     console.print(table)
+    console.print(Text(_sum(prepared)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,8 +11,9 @@ import msgspec
 from agent.custody.canonical import decode_base64
 from agent.custody.log import check
 from agent.custody.manifest import lines_of, records
-from agent.errors import DamagedError, SourceError
+from agent.errors import DamagedError, OutOfReachError, SourceError
 from agent.sealing import Unsealed, open_bytes
+from agent.sealing.merkle import Tree
 from agent.stores.sealed import SUFFIX
 
 if TYPE_CHECKING:
@@ -35,15 +35,42 @@ class Stored(msgspec.Struct, frozen=True):
     item: str = ""
     gaps: int = 0
     first_gaps: list[dict[str, object]] = []
+    piece: int = 1
+    """Which of the item's objects this is, from 1, and how many there are."""
+    pieces: int = 1
+    begins: int = 0
+    """Where in the item it begins."""
 
 
-@dataclass(slots=True)
-class Account:
+class Account(msgspec.Struct):
     """What manifest and progress records say, opened."""
 
-    stored: dict[str, Stored] = field(default_factory=dict)
-    unlisted: dict[int, list[bytes]] = field(default_factory=dict)
+    stored: dict[str, Stored] = msgspec.field(default_factory=dict)
+    unlisted: dict[int, list[bytes]] = msgspec.field(default_factory=dict)
     """Of attempts that left no manifest: their items' records, as JSON lines."""
+
+    def continues(self, name: str) -> bool:
+        """Whether an object is what an item goes on in, not what it begins with."""
+        return name in self.stored and self.stored[name].piece > 1
+
+    def objects_of(self, name: str) -> list[str]:
+        """The objects of the item that begins with this one, in order: all of them, or `DamagedError`."""
+        first = self.stored.get(name)
+        if first is None or first.pieces <= 1:
+            return [name]
+        others = sorted(
+            (one.piece, one.name) for one in self.stored.values() if one.item == first.item and one.name != name
+        )
+        # How many there are is compared first: a record may say any number.
+        if len(others) != first.pieces - 1 or [piece for piece, _ in others] != list(range(2, first.pieces + 1)):
+            raise DamagedError(f"{name} goes on in {first.pieces - 1} others, and not all of them are recorded")
+        names = [name, *(other for _, other in others)]
+        begins = 0
+        for one in (self.stored[each] for each in names):
+            if (one.pieces, one.begins) != (first.pieces, begins):
+                raise DamagedError(f"{one.name} is not where {name} goes on")
+            begins += one.plaintext_size
+        return names
 
 
 def open_account(run: StoredRun, identities: Sequence[Identity]) -> Account:
@@ -76,10 +103,17 @@ def attempts(run: StoredRun) -> list[int]:
 
 
 def plaintext_of(run: StoredRun, name: str, identities: Sequence[Identity]) -> Iterator[bytes]:
-    """The plaintext of one object, authenticated. Raises `DamagedError`, `IdentityError`, `SourceError`."""
+    """The plaintext of one object, authenticated. Raises `DamagedError`, `IdentityError`, `SourceError`.
+
+    At the end its frames are compared with the tree that was signed, where one was: what a range proof rests on.
+    """
+    said = run.trees().get(name)
+    tree = Tree() if said is not None else None
     blob = run.source.open(name)
     try:
-        yield from Unsealed(blob, identities).stream()
+        yield from Unsealed(blob, identities).stream(tree)
+        if tree is not None and (tree.size, tree.root().hex()) != said:
+            raise DamagedError("its frames are not those of the tree that was signed")
     finally:
         blob.close()
 
@@ -100,7 +134,13 @@ def check_plaintext(run: StoredRun, identities: Sequence[Identity], damage: Dama
     for number in attempts(run):
         _check_manifest(run, number, identities, account, damage)
         _check_custody(run, number, identities, damage)
+    run.source.prefetch(name for name in account.stored if name in run.names)
     for name, stored in account.stored.items():
+        if stored.piece == 1:
+            try:
+                account.objects_of(name)
+            except DamagedError as error:
+                damage(name, str(error))
         _check_object(run, name, stored, identities, damage, watch)
 
 
@@ -122,6 +162,8 @@ def _check_manifest(
                 known = account.stored.get(stored.name)
                 if known is None or known.plaintext_sha256 != stored.plaintext_sha256:
                     damage(name, f"disagrees with the progress record of {stored.name}")
+    except OutOfReachError:
+        raise
     except (DamagedError, SourceError, msgspec.ValidationError) as error:
         damage(name, str(error))
         return
@@ -150,6 +192,8 @@ def _check_custody(run: StoredRun, attempt: int, identities: Sequence[Identity],
         return
     try:
         head, count = check(lines_of(plaintext_of(run, name, identities), name), name)
+    except OutOfReachError:
+        raise
     except (DamagedError, SourceError) as error:
         damage(name, str(error))
         return
@@ -167,6 +211,8 @@ def _check_object(
             state.update(chunk)
             size += len(chunk)
             watch(name, len(chunk))
+    except OutOfReachError:
+        raise
     except (DamagedError, SourceError) as error:
         damage(name, str(error))
         return

@@ -7,14 +7,19 @@ record before, so that none can be left out or put elsewhere.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.custody.canonical import decode
 from agent.job import Job
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://impound.dev/acquisition/v1"
+RECEIPT = "receipt.json"
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 MAX_NAME = 1000
@@ -48,7 +53,14 @@ class Plan(Record, tag="plan", frozen=True, forbid_unknown_fields=True):
     job: Job
 
 
-class Whole(Record, tag="object", frozen=True, forbid_unknown_fields=True):
+class PartSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One part of an object that was stored in parts: bytes, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+
+class Whole(Record, tag="object", frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One object that is whole in the store."""
 
     run: str
@@ -65,20 +77,42 @@ class Whole(Record, tag="object", frozen=True, forbid_unknown_fields=True):
     """Head of the custody log when the object was whole."""
     sealed: str
     """age, base64: the item's own record (plaintext digest and size, gaps), for an attempt that leaves no manifest."""
+    parts: list[PartSum] = []
+    """What it was stored in, where the store has parts: what a controller compares before it completes the object."""
+    tree: str = ""
+    """Root of the tree over its frames (`agent.sealing.merkle`), hex, which tells nothing of the plaintext; or ""."""
+    frames: int = 0
+    """How many frames, and leaves."""
 
 
-def parse_record(body: bytes, what: str) -> Plan | Whole:
+class Head(Record, tag="head", frozen=True, forbid_unknown_fields=True):
+    """Where the custody log stood, told while an object takes long: a log that is cut later does not reach it."""
+
+    run: str
+    attempt: int
+    seq: int
+    prev: str
+    custody: str
+    lines: int
+    told: str
+
+
+def parse_record(body: bytes, what: str) -> Plan | Whole | Head:
     """A progress record from its canonical bytes. Raises `DamagedError`."""
-    kind: type[Plan | Whole] = Plan if body.startswith(b'{"type":"plan",') else Whole
-    return decode(body, kind, what)
+    kinds: dict[bytes, type[Plan | Whole | Head]] = {b"plan": Plan, b"head": Head}
+    return decode(body, kinds.get(body[9:13], Whole), what)
 
 
 class Digest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     size: int
+    parts: list[PartSum] = []
+    tree: str = ""
+    """As in `Whole`, for every sealed object."""
+    frames: int = 0
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,10 +160,27 @@ _SIGNER = re.compile(r"ed25519:[0-9a-f]{64}")
 OUTCOMES = ("complete", "gaps", "stopped", "failed")
 
 
+def is_run_id(text: str) -> bool:
+    """Whether `text` has the form of a run's id."""
+    return _RUN.fullmatch(text) is not None
+
+
+_CONTINUED = re.compile(r"(.+)\.[0-9]{4,}(?:-[0-9]+)?\.zst\.age")
+
+
+def items_of(objects: Collection[str]) -> int:
+    """How many items these whole objects are: what an item goes on in (`NAME.0002.zst.age`) is no other item.
+
+    By their names alone, which is all that is known without a key; a name so long that it had to be cut counts again.
+    """
+    there = set(objects)
+    return sum(not ((match := _CONTINUED.fullmatch(name)) and f"{match[1]}.zst.age" in there) for name in there)
+
+
 def is_sound(said: Acquisition) -> bool:
     """Whether the fields are of the form that impound writes: what a stranger signed is printed, too."""
     return (
-        _RUN.fullmatch(said.run) is not None
+        is_run_id(said.run)
         and all(len(text) <= 100 and _COMPONENT.fullmatch(text) for text in (said.case, said.host))
         and said.outcome in OUTCOMES
         and (not said.finished or said.outcome in OUTCOMES[:2])
@@ -139,6 +190,14 @@ def is_sound(said: Acquisition) -> bool:
         and min(said.items, said.members, said.gaps, said.flags, said.custody_lines) >= 0
         and said.strays == sorted(set(said.strays))
     )
+
+
+_ROOT = re.compile(r"[0-9a-f]{64}")
+
+
+def is_tree(said: Whole | Size) -> bool:
+    """Whether what is said of the tree over an object's frames can be: all or nothing, and fewer frames than bytes."""
+    return (not said.tree and not said.frames) or bool(_ROOT.fullmatch(said.tree) and 1 <= said.frames <= said.size)
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

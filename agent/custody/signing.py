@@ -1,12 +1,14 @@
-"""Ed25519 signatures in DSSE envelopes.
+"""Signatures in DSSE envelopes: Ed25519, and ECDSA over P-256 with SHA-256 where the key lies in a KMS.
 
 DSSE v1 (github.com/secure-systems-lab/dsse): the signature is over `DSSEv1 SP len(type) SP type SP len(body) SP body`;
-payload and signature stand in the envelope as base64. A key is named by its public half: `ed25519:` and 64 hex digits.
+payload and signature stand in the envelope as base64. A key is named by its public half: `ed25519:` and 64 hex digits,
+or `p256:` and the 66 of the compressed point, whose signature is DER.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -15,9 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from agent.custody.canonical import decode, decode_base64, encode, encode_base64
 from agent.errors import DamagedError, UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 PROGRESS_TYPE = "application/vnd.impound.progress+json"
-_SIGNER = re.compile(r"ed25519:[0-9a-f]{64}")
+_SIGNER = re.compile(r"ed25519:[0-9a-f]{64}|p256:0[23][0-9a-f]{64}")
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +45,9 @@ def parse_signer(text: str) -> str:
     """A signer as a person gives it. Raises `UsageError`."""
     signer = text.strip().lower()
     if not _SIGNER.fullmatch(signer):
-        raise UsageError("a signer is written ed25519: and 64 hex digits, as the result of `acquire` prints it")
+        raise UsageError(
+            "a signer is written ed25519: and 64 hex digits, or p256: and 66, as the result of `acquire` prints it"
+        )
     return signer
 
 
@@ -56,15 +63,19 @@ class AttemptKey:
 
     def sign(self, payload_type: str, record: object) -> bytes:
         """The canonical envelope around the canonical bytes of `record`."""
-        body = encode(record)
-        signature = self._private.sign(_pae(payload_type, body))
-        return encode(
-            Envelope(
-                payload=encode_base64(body),
-                payload_type=payload_type,
-                signatures=[Signature(self.signer, encode_base64(signature))],
-            )
+        return seal_envelope(payload_type, record, self.signer, self._private.sign)
+
+
+def seal_envelope(payload_type: str, record: object, signer: str, sign: Callable[[bytes], bytes]) -> bytes:
+    """The canonical envelope around the canonical bytes of `record`, signed by `sign` under the name `signer`."""
+    body = encode(record)
+    return encode(
+        Envelope(
+            payload=encode_base64(body),
+            payload_type=payload_type,
+            signatures=[Signature(signer, encode_base64(sign(_pae(payload_type, body))))],
         )
+    )
 
 
 def open_envelope(data: bytes, payload_type: str, what: str) -> tuple[bytes, str]:
@@ -79,9 +90,21 @@ def open_envelope(data: bytes, payload_type: str, what: str) -> tuple[bytes, str
     if not _SIGNER.fullmatch(signature.keyid):
         raise DamagedError(f"{what}: the name of its key is not one that impound writes")
     body = decode_base64(envelope.payload, what)
-    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.keyid.removeprefix("ed25519:")))
     try:
-        key.verify(decode_base64(signature.sig, what), _pae(payload_type, body))
-    except InvalidSignature as error:
+        verify(signature.keyid, decode_base64(signature.sig, what), _pae(payload_type, body))
+    except (InvalidSignature, ValueError) as error:
         raise DamagedError(f"{what}: its signature is wrong") from error
     return body, signature.keyid
+
+
+def verify(signer: str, signature: bytes, message: bytes) -> None:
+    """Whether a bare signature is right. Raises `InvalidSignature`, or `ValueError` for a point that is none."""
+    kind, _, public = signer.partition(":")
+    if kind == "ed25519":
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(signature, message)
+        return
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), bytes.fromhex(public))
+    key.verify(signature, message, ec.ECDSA(SHA256()))
