@@ -5,6 +5,7 @@ A test says what it needs: `needs root`, `needs dockerd`, `needs strace` and so 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 _PROGRAMS = (
     "age|age-keygen|bsdtar|busybox|docker|dockerd|getcap|getfattr|jq|mkfs\\.(?:btrfs|ext4|xfs)|mount|nsenter|openssl|"
-    "setcap|setfacl|setfattr|strace|tar|unshare|zstd"
+    "setcap|setfacl|setfattr|strace|tar|unshare|zstd|fincore|gdb|losetup|readelf|radosgw|radosgw-admin|ceph-mon|ceph-osd|ceph|monmaptool|"
+    "containerd|ctr|runc|podman|conmon|skopeo|umoci|journalctl|systemd-journald|fuse-overlayfs|mkswap|swapon|"
+    "mandoc|curl|ansible-playbook|dpkg|dpkg-deb|rpmbuild|umoci|kubectl|shellcheck|qemu-aarch64-static|aarch64-linux-gnu-gcc"
 )
 """What `scripts/test` installs, and what every system has."""
 
@@ -36,6 +39,18 @@ def _is_here(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
+def _has_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _has_ml_kem() -> bool:
+    try:
+        importlib.import_module("cryptography.hazmat.primitives.asymmetric.mlkem")
+    except ImportError:
+        return False
+    return True
+
+
 def _kernel_is(version: str) -> bool:
     """This kernel is at least that one."""
     have = re.match(r"(\d+)\.(\d+)", platform.release())
@@ -48,7 +63,24 @@ KNOWN: tuple[tuple[str, Callable[[str], bool]], ...] = (
     (r"needs (root)\b", lambda _: _is_root()),
     (rf"needs ({_PROGRAMS})\b", _is_here),
     (rf"(?:GNU )?({_PROGRAMS}) is not installed\b", _is_here),
+    (r"needs (LocalStack)\b", lambda _: (Path(__file__).parents[1] / ".venv-localstack/installed").exists()),
+    (r"needs (ML-KEM)\b", lambda _: _has_ml_kem()),
     (r"no (/dev/fuse)\b", os.path.exists),
+    (r"no (loop) devices", lambda _: Path("/dev/loop-control").exists()),
+    (r"no (/etc/subuid) and", lambda name: Path(name).exists() and Path("/etc/subgid").exists()),
+    (r"needs (pyelftools|volatility3|drgn)\b", lambda name: _has_module({"pyelftools": "elftools"}.get(name, name))),
+    (r"needs (a kernel that runs programs of 32 bits)", lambda _: False),
+    (r"needs (BPF|VMCOREINFO|user namespaces)\b", lambda _: False),
+    (r"needs (control groups of version \d with a freezer)", lambda _: False),
+    (r"needs (a loop device)", lambda _: False),
+    (r"needs (glibc)", lambda _: False),
+    (r"needs (a guest's DWARF)", lambda _: False),
+    (r"needs (the network)", lambda _: False),
+    (r"needs (the binary)", lambda _: (Path(__file__).parents[1] / ".cache/binary/impound").exists()),
+    (r"no (Docker 29): IMPOUND_DOCKER29", lambda _: False),
+    (r"of (the disk) only", lambda _: False),
+    (r"(/dev/kmsg) cannot be read", lambda _: False),
+    (r"this kernel has no (btrfs|xfs)\b", lambda name: name in Path("/proc/filesystems").read_text().split()),
     (r"a kernel before (\d+\.\d+)\b", _kernel_is),
     (r"the filesystem has (no access control lists)", lambda _: False),
 )

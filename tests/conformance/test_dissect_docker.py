@@ -25,6 +25,7 @@ def test_containers_are_child_targets(tmp_path: Path, tmp_path_factory: pytest.T
     with PrivateDocker(tmp_path_factory.mktemp("d") / "d", as_default=True) as docker:
         scene = build_intruded(docker)
         command = [*agent_command(), "acquire", "--case", "C", "--to", str(tmp_path / "ev"), "-r", recipient]
+        command += ["--skip", "memory"]
         done = subprocess.run(docker.command(command), capture_output=True, env=ENVIRONMENT, timeout=200, check=False)
         result = json.loads(done.stdout.splitlines()[-1])
         assert done.returncode in {0, 1}, done.stderr[-2000:]

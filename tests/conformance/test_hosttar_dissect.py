@@ -10,13 +10,14 @@ import stat as stat_module
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dissect.target import Target
 from dissect.target.exceptions import FilesystemError
+from msgspec.structs import replace
 
 from acquirers.base import Flag, Gap, Kind, Member
 from acquirers.files.archive import archive

@@ -9,13 +9,14 @@ import stat as stat_module
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from acquirers.base import Buffer, Flag, Gap, Kind, Member
 from acquirers.files import pax, sparse

@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from acquirers.base import Gap, Item, Reason
-from agent.custody.attempt import RECEIPT
-from agent.custody.records import PREDICATE, STATEMENT, Acquisition, Statement
+from agent.custody.records import PREDICATE, RECEIPT, STATEMENT, Acquisition, Statement
 from agent.custody.signing import STATEMENT_TYPE, AttemptKey
 from agent.sealing import parse_recipient
 from agent.stores.directory import DirectoryStore

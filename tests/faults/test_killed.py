@@ -100,6 +100,8 @@ def test_sigterm_ends_a_run_cleanly_and_resume_completes_it(tmp_path: Path, disk
     assert not (run / "receipt.json").exists()
     code, verdict, _ = impound("verify", run, "-i", key, "--signer", result["signer"])
     assert (code, verdict["verdict"], verdict["signer_known"]) == (4, "partial", True)
+    code, verdict, _ = impound("verify", run, "--receipt-sha256", result["receipt_sha256"])
+    assert (code, verdict["verdict"], verdict.get("not_found"), verdict.get("findings")) == (4, "partial", None, None)
     code, resumed, error = impound("resume", run, "--signer", result["signer"], "-r", recipient)
     assert (code, resumed["verdict"]) == (0, "complete"), error
     assert impound("verify", run, "-i", key)[0] == 0

@@ -169,7 +169,12 @@ def test_a_run_that_somebody_re_made_fails_with_the_signer_and_with_the_receipt(
     acquire(tmp_path / "forged", str(recipient))
     forged = only_run(tmp_path / "forged")
     assert impound("verify", forged)[1]["verdict"] == "intact, signer unknown"
-    assert "receipt.json" in damaged(forged, "--signer", str(result["signer"]))
+    code, verdict, text = impound("verify", forged, "--signer", str(result["signer"]))
+    assert (code, verdict["verdict"]) == (4, "not by the signer that was given")
+    assert "(NOT as given)" in text
+    (forged / "snapshot/a.jsonl.zst.age").write_bytes(b"")
+    code, verdict, _ = impound("verify", forged, "--signer", str(result["signer"]))
+    assert (code, verdict["verdict"]) == (4, "damaged, and not by the signer that was given")
     assert "receipt.json" in damaged(forged, "--receipt-sha256", str(result["receipt_sha256"]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,17 +78,19 @@ def test_the_intrusion_is_in_the_archive(scene: Scene) -> None:
     } <= names  # fmt: skip
 
 
-def test_another_driver_is_said_and_its_logs_are_taken(tmp_path: Path) -> None:
+def test_logs_are_taken_where_the_files_cannot_be_found(tmp_path: Path) -> None:
+    """Its record is there, and layerdb's is not."""
     with PrivateDocker(tmp_path / "rig", driver="vfs") as docker:
         docker.import_base()
         container = docker.run("web", "base:1", "sh", "-c", "echo hello")
         docker.wait("web")
+        shutil.rmtree(docker.data / "image/vfs/layerdb/mounts" / container)
         item = next(item for item in Docker().items(Host(Mode.HOST), Scope()) if item.about.get("id") == container)
         report = Recorder()
         for _ in item.read(report):
             pass
-    assert [gap.reason for gap in report.gaps] == [Reason.UNSUPPORTED]
-    assert "'vfs'" in report.gaps[0].detail
+    assert [gap.reason for gap in report.gaps] == [Reason.MALFORMED]
+    assert "no writable layer was found" in report.gaps[0].detail
     log = os.fsencode(f"{docker.data}/containers/{container}/{container}-json.log")
     assert log in [member.path for member in report.members if member.size]
 

@@ -187,8 +187,8 @@ def test_all_four_times_stand_in_the_archive(scene: Scene, before: dict[bytes, N
             if not member.name.startswith(prefix):
                 continue
             node = before.get(os.fsencode(member.name.removeprefix(prefix)))
-            if node is None or "/dev/shm" in member.name:
-                continue
+            if node is None or "/dev/shm" in member.name or member.name.endswith("/merged"):
+                continue  # it is read beneath what is mounted there
             for name, value in zip(("atime", "mtime", "ctime"), node.times, strict=True):
                 assert _nanoseconds(member.pax_headers[name]) == value, (member.name, name)
             path = os.path.join(os.fsencode(scene.docker.data), os.fsencode(member.name.removeprefix(prefix)))
@@ -205,6 +205,17 @@ def _nanoseconds(text: str) -> int:
     sign = -1 if text.startswith("-") else 1
     whole, _, fraction = text.lstrip("-").partition(".")
     return sign * (int(whole) * 10**9 + int(fraction.ljust(9, "0")))
+
+
+def test_what_lies_beneath_a_mount_is_taken(scene: Scene, acquired: Acquired) -> None:
+    """And nothing of what is mounted, which is the same files once more."""
+    below = [path for path in acquired.members if b"/merged/" in path]
+    assert not below
+    merged = [member for path, member in acquired.members.items() if path.endswith(b"/merged")]
+    assert len(merged) >= 2
+    assert {member.kind for member in merged} == {Kind.DIRECTORY}
+    devices = {member.stat.dev for path, member in acquired.members.items() if path.endswith(b"/diff")}
+    assert {member.stat.dev for member in merged} <= devices, "an overlay has a device of its own"
 
 
 def test_logs_lie_there_as_they_lay(scene: Scene, before: dict[bytes, Node], acquired: Acquired) -> None:
@@ -304,7 +315,7 @@ def contents(acquired: Acquired, data_root: bytes) -> dict[bytes, tuple[Kind, by
     found = {}
     for path, member in acquired.members.items():
         inside = path.removeprefix(data_root)
-        if inside != path and b"/mounts/shm/" not in inside and b"/deep/" not in inside:
+        if inside != path and b"/mounts/shm/" not in inside and b"/deep/" not in inside and path[-7:] != b"/merged":
             found[inside] = (member.kind, member.sha256, member.stat.mode)
     assert len(found) > 300
     return found

@@ -312,7 +312,7 @@ def test_without_root_what_is_refused_is_named_and_counted() -> None:
     assert "denied" not in mine
     assert mine["environ"]
     assert mine["ns"]["net"]
-    assert sorted(gaps) == sorted(["denied", f"{kind} of 1 process: permission denied"] for kind in theirs["denied"])
+    assert gaps == [["denied", f"pid {theirs['pid']} (sleep): {', '.join(theirs['denied'])}: permission denied"]]
 
 
 @needs_root

@@ -52,12 +52,29 @@ class PrivateDocker:
     """One private dockerd below `directory`, which should be new. A context manager.
 
     `as_default` starts it in a mount namespace of its own, in which its data root is /var/lib/docker: what runs through
-    `command` sees a machine with Docker where everybody expects it, and nobody else sees anything.
+    `command` sees a machine with Docker where everybody expects it, and nobody else sees anything. `mounts` are
+    arguments of `mount`, done there before. `driver` "" leaves the choice to the daemon. `programs` is a directory with
+    another `dockerd` and what belongs to it.
     """
 
-    def __init__(self, directory: Path, *, as_default: bool = False, driver: str = "overlay2") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        as_default: bool = False,
+        driver: str = "overlay2",
+        options: Sequence[str] = (),
+        mounts: Sequence[Sequence[str]] = (),
+        programs: Path | None = None,
+    ) -> None:
         self.directory = directory.absolute()
         self.driver = driver
+        self.options = (*options, *(("--storage-driver", driver) if driver else ()))
+        self.mounts = mounts
+        self.environment = dict(os.environ)
+        if programs is not None:
+            # The client may be older than what a new daemon speaks with by itself.
+            self.environment |= {"PATH": f"{programs}:{os.environ.get('PATH', '')}", "DOCKER_MIN_API_VERSION": "1.40"}
         self.as_default = as_default
         self.socket = self.directory / "docker.sock"
         self.exec_root: Path | None = None
@@ -76,6 +93,11 @@ class PrivateDocker:
     def data_root(self) -> Path:
         """The data root as the daemon sees it."""
         return DEFAULT_ROOT if self.as_default else self.data
+
+    @property
+    def seen(self) -> Path:
+        """The data root as everybody else sees it, also where it is mounted for the daemon alone and that runs."""
+        return Path(f"/proc/{self.pid}/root{self.data_root}") if self.mounts else self.data
 
     def __enter__(self) -> Self:
         self.start()
@@ -98,18 +120,23 @@ class PrivateDocker:
         daemon = [
             "dockerd", "--config-file", str(config), "--data-root", str(self.data_root),
             "--exec-root", str(self.exec_root), "-p", str(self.directory / "pid"),
-            "-H", f"unix://{self.socket}", "--bridge=none", "--iptables=false",
-            "--storage-driver", self.driver,
+            "-H", f"unix://{self.socket}", "--bridge=none", "--iptables=false", *self.options,
         ]  # fmt: skip
         if self.as_default:
             make_default_root()
-            script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+            # Each `mount` as its number of arguments and these.
+            script = (
+                'while [ "$1" -gt 0 ]; do n=$1; shift; m=; while [ "$n" -gt 0 ]; do m="$m $1"; n=$((n-1)); shift; done;'
+                ' mount $m || exit 1; done; shift; exec "$@"'
+            )
             prefix = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]
-            daemon = [*prefix, str(self.data), str(DEFAULT_ROOT), *daemon]
+            mounts = [*self.mounts, ("--bind", str(self.data), str(DEFAULT_ROOT))]
+            words = [word for mount in mounts for word in (str(len(mount)), *mount)]
+            daemon = [*prefix, *words, "0", *daemon]
         with (self.directory / "log").open("wb") as log:
             # Its own session: an interrupt from the terminal is for the test, which then stops the daemon in order.
             process = subprocess.Popen(
-                daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+                daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=self.environment
             )
         self._children.append(process)
         self.pid = process.pid
@@ -157,6 +184,20 @@ class PrivateDocker:
             kill(pid)
         self._reap()
 
+    def kill_everything(self) -> None:
+        """Ends the daemon, its containerd, shims and containers, at once: a machine that lost its power."""
+        ids = self._ids()
+        for _ in range(20):
+            for container in ids:
+                thaw(container)
+            left = [*self._daemons(), *processes_of(ids)]
+            for pid in left:
+                kill(pid)
+            self._reap()
+            if not left:
+                return
+            time.sleep(0.1)
+
     def stop(self) -> None:
         """Ends the daemon and its containers, unmounts and removes everything below the directory."""
         if not self.directory.exists():
@@ -197,7 +238,8 @@ class PrivateDocker:
 
     def _ids(self) -> list[str]:
         try:
-            return sorted(path.name for path in (self.data / "containers").iterdir() if len(path.name) == 64)
+            places = [*self.seen.glob("containers/*"), *self.seen.glob("*.*/containers/*")]  # userns-remap
+            return sorted(path.name for path in places if len(path.name) == 64)
         except OSError:
             return []
 

@@ -24,25 +24,41 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # From the roof down. What a unit does not name more closely belongs to the longest prefix that is named. A unit
     # imports from itself and from the layers below it: neither upwards nor from its neighbours.
     ("agent.__main__",),
+    ("agent.start",),  # before anything is imported
     ("agent.cli",),  # what a person types and sees
     ("agent.run", "agent.analysis", "agent.delivery"),  # the three jobs: acquire, make sense of it, get there
+    ("agent.taking",),  # one item: read, sealed, stored, recorded
     ("agent.report",),  # what an item tells while it is read
+    ("agent.pieces",),  # an item as objects
+    ("agent.destination",),  # from a destination to a store
+    ("agent.limits",),  # what a run may cost
     ("agent.preparation", "agent.outcome"),  # from a job to a machine and its acquirers; what came of it
     ("agent.custody",),  # the account of a run
     ("agent.place",),  # whether a destination lies in what is evidence
     ("agent.stores",),  # where objects go
     ("agent.sealing",),  # what makes an object of a stream
-    ("agent.job", "agent.events", "agent.ids"),  # documents and words
+    ("agent.channel",),  # what controller and host say to each other
+    (
+        "agent.job",
+        "agent.events",
+        "agent.ids",
+        "agent.aws",
+        "agent.cost",
+        "agent.installation",
+        "agent.runtime",
+    ),  # documents and words; what every client of AWS gets
     ("agent.errors", "agent"),  # the tree of errors, the version
     ("acquirers.registry",),  # the ground floor: knows nothing of what stands on it
-    ("acquirers.snapshot", "acquirers.memory", "acquirers.containers", "acquirers.logs", "acquirers.artifacts"),
+    ("acquirers.memory", "acquirers.containers", "acquirers.logs", "acquirers.live", "acquirers.artifacts"),
+    ("acquirers.nameless",),  # files that processes hold and no name leads to
+    ("acquirers.snapshot",),  # the first look; how processes are asked is shared with what looks longer
     ("acquirers",),  # the machine, the walker, the words: shared by all sources
 )
 
 MAX_LINES = 600
 MANY_LINES = 400
 
-SELDOM = {"boto3", "botocore", "paramiko", "rich", "jinja2", "dissect"}
+SELDOM = {"boto3", "botocore", "urllib3", "paramiko", "rich", "jinja2", "dissect"}
 """Imported only where they are used: `acquire` to a directory, with nobody looking, is not such a place."""
 
 

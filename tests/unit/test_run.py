@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from acquirers.base import Reason
-from tests.support.runs import AcquirerError, Script, acquire, impound, keygen, only_run, play
+from acquirers.base import Item, Kind, Member, Reason, Report
+from agent.errors import StoreFullError
+from agent.stores.directory import DirectoryUpload
+from tests.support.runs import STAT, AcquirerError, Script, Scripted, acquire, impound, keygen, only_run, play
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -97,9 +101,9 @@ def test_two_items_of_one_name_are_two_objects(tmp_path: Path, recipient: str, m
 
 
 def test_a_deadline_leaves_gaps(tmp_path: Path, recipient: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.run.PROGRESS_EVERY_S", -1)
+    monkeypatch.setattr("agent.taking.PROGRESS_EVERY_S", -1)
     play(monkeypatch, Script("a/x.tar"), Script("a/y.tar"))
-    monkeypatch.setattr("agent.run._Run._late", lambda _self: True)
+    monkeypatch.setattr("agent.taking.Watch.late", lambda _self: True)
     code, result, _ = acquire(tmp_path / "ev", recipient, "--deadline", "1s")
     assert (code, result["gap_reasons"]) == (1, {"limit": 1})
 
@@ -138,3 +142,32 @@ def test_the_result_line_stays_short_whatever_happens(
     play(monkeypatch, *scripts)
     code, result, _ = acquire(tmp_path / "ev", recipient)  # impound() asserts the length
     assert (code, result["gaps"]) == (1, 1200)
+
+
+def test_a_manifest_that_cannot_be_stored_ends_the_run_and_is_no_gap(
+    tmp_path: Path, recipient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails in the midst of an acquirer, which tells it of a member: the reason is the store's, and is told."""
+
+    def members(report: Report) -> Iterator[bytes]:
+        for number in range(20_000):
+            report.member(Member(b"/%d" % number + os.urandom(100), Kind.FILE, STAT, sha256=os.urandom(32), size=5))
+        yield b"data"
+
+    def items(_self: Scripted, _host: object, _scope: object) -> Iterator[Item]:
+        yield Item("a/one.tar", "application/x-tar", members)
+
+    play(monkeypatch)
+    monkeypatch.setattr(Scripted, "items", items)
+    write = DirectoryUpload.write
+
+    def refuse(upload: DirectoryUpload, data: bytes) -> None:
+        if "manifest" in upload._name:
+            raise StoreFullError("the destination is full")
+        write(upload, data)
+
+    monkeypatch.setattr(DirectoryUpload, "write", refuse)
+    code, result, _ = acquire(tmp_path / "ev", recipient)
+    assert (code, result["verdict"]) == (3, "failed")
+    assert "the destination is full" in str(result["error"])
+    assert impound("verify", tmp_path / "ev", "-i", tmp_path / "case.key")[1]["verdict"] == "partial"

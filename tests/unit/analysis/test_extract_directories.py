@@ -11,13 +11,13 @@ import tarfile
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from acquirers.files import pax
 from acquirers.syscalls import Stat

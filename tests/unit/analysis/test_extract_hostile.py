@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import stat as stat_module
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from acquirers.base import Kind
 from acquirers.files import pax, sparse
@@ -32,7 +32,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: devices, 
 
 
 def stat(**fields: int) -> Stat:
-    return dataclasses.replace(STAT, **fields)
+    return replace(STAT, **fields)
 
 
 def member(name: bytes, typeflag: bytes = FILE, content: bytes = b"", **more: Any) -> bytes:

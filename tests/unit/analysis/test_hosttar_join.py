@@ -247,3 +247,18 @@ def test_any_archives_make_an_archive_that_a_tree_can_be_made_of(
     left_out = sum(kind != NoteKind.OURS for kind, _ in notes)
     added = sum(kind == NoteKind.OURS for kind, _ in notes)
     assert len(names_of(data)) == given_count - left_out + added + 1
+
+
+def test_a_data_root_where_dissect_does_not_look_is_a_note_once_for_each() -> None:
+    record = b"/containers/" + b"a1" * 32 + b"/config.v2.json"
+    again = b"/containers/" + b"b2" * 32 + b"/config.v2.json"
+    inside = b"/overlay2/x/diff/var/lib/docker2"
+    roots = (b"/var/lib/docker", b"/data/docker\x1b", b"/var/snap/docker/common/var-lib-docker", b"/data" + inside)
+    archive = LINUX + b"".join(member(b"[root]" + root + one) for root in roots for one in (record, again))
+    notes: list[Note] = []
+    for _ in join([[archive + END]], on_note=notes.append):
+        pass
+    told = [note for note in notes if note.kind is NoteKind.AMBIGUOUS]
+    assert [note.where for note in told] == [b"[root]" + root for root in roots[1:3]]
+    assert "/data/docker\\x1b: dissect will not list its containers" in told[0].detail
+    assert "export tree" in told[0].detail

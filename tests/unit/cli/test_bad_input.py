@@ -51,7 +51,7 @@ def test_a_destination_that_cannot_be_one_is_refused(tmp_path: Path, recipient: 
     refused(acquire(tmp_path / "file", recipient), "not a directory")
     refused(acquire(tmp_path / "no/such", recipient), "not there")
     refused(acquire(tmp_path / "file/below", recipient))
-    refused(impound("acquire", "--case", "C", "--to", "s3://bucket/x", "-r", recipient), "directory")
+    refused(impound("acquire", "--case", "C", "--to", "s3://bucket/x", "-r", recipient), "--authority ambient")
 
 
 def test_a_destination_that_is_not_writable_is_refused(tmp_path: Path, recipient: str) -> None:
@@ -86,13 +86,18 @@ def test_a_destination_inside_the_root_is_refused(tmp_path: Path, recipient: str
 def test_unknown_names_are_refused(tmp_path: Path, recipient: str) -> None:
     refused(acquire(tmp_path / "ev", recipient, "--container", "nope"), "nope", "web")
     refused(acquire(tmp_path / "ev", recipient, "--only", "nope"), "no acquirer")
-    refused(acquire(tmp_path / "ev", recipient, "--only", "memory.physical"), "not part of this version")
+    refused(acquire(tmp_path / "ev", recipient, "--only", "host.artifacts"), "not part of this version")
     refused(acquire(tmp_path / "ev", recipient, "--skip", "nope"), "no acquirer")
     refused(acquire(tmp_path / "ev", recipient, "--skip", "containers"), "nothing is left")
     refused(acquire(tmp_path / "ev", recipient, "--profile", "memory"))
     refused(acquire(tmp_path / "ev", recipient, "--profile", "most"), "profile")
     refused(acquire(tmp_path / "ev", recipient, "--layers", "some"), "--layers")
-    refused(acquire(tmp_path / "ev", recipient, "--layers", "changed"), "version")
+    refused(acquire(tmp_path / "ev", recipient, "--layers", "changed"), "--known-layers")
+    (tmp_path / "known").write_text("0" * 64 + "\n")
+    refused(acquire(tmp_path / "ev", recipient, "--known-layers", str(tmp_path / "known")), "--layers changed")
+    (tmp_path / "wrong").write_text("12 apples\n")
+    wrong = acquire(tmp_path / "ev", recipient, "--layers", "changed", "--known-layers", str(tmp_path / "wrong"))
+    refused(wrong, "64 digits")
     refused(acquire(tmp_path / "ev", recipient, "--pid", "999999999"), "process")
     refused(acquire(tmp_path / "ev", recipient, "--pid", "0"))
     refused(acquire(tmp_path / "ev", recipient, "--pid", "x"))

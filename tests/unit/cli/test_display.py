@@ -13,7 +13,7 @@ import pytest
 from acquirers.base import Availability, Flag, FlagKind, Gap, Reason, State
 from agent import events
 from agent.cli.display import JsonLines
-from agent.cli.output import compact, printable, size
+from agent.cli.output import compact, json_line, printable, size
 from tests.support.docker_disk import make_disk
 from tests.support.runs import ENVIRONMENT, agent_command, impound, keygen
 
@@ -73,6 +73,13 @@ def test_without_a_terminal_there_is_a_json_line_per_event(capsys: pytest.Captur
     assert records[1]["gap"]["where_b64"]
 
 
+def test_no_event_gives_a_terminal_anything_to_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonLines().observe(events.GapFound("i\x9b2J", Gap(Reason.DENIED, "a\u202eb\ud800", b"/x")))
+    written = capsys.readouterr().err
+    assert printable(written.rstrip("\n")) == written.rstrip("\n")
+    assert json.loads(written)["item"] == "i\x9b2J"
+
+
 def test_a_flood_of_gaps_does_not_flood_the_channel(capsys: pytest.CaptureFixture[str]) -> None:
     lines = JsonLines()
     for _ in range(5000):
@@ -101,6 +108,25 @@ def test_a_result_line_is_cut_until_it_is_short() -> None:
     line = compact({"verdict": "gaps", "list": ["x" * 50] * 200, "other": ["y" * 90] * 50, "text": "z" * 5000})
     assert len(line) < 2000
     assert json.loads(line)["verdict"] == "gaps"
+
+
+def test_a_result_line_is_safe_on_a_terminal_and_its_values_stay() -> None:
+    result = {"key": "a\x9b2J\u202eb\x7f\u200b\u2028", "far": ["\U000e0041"], "na\x9bme": {"\u202e": "naïve 日本語 \n"}}
+    line = compact(dict(result))
+    assert line.isprintable()
+    assert printable(line) == line
+    assert "naïve 日本語" in line
+    assert json.loads(line) == result
+    assert len(compact({"verdict": "x", "list": ["\x9b" * 30] * 40})) < 2000
+
+
+def test_bytes_that_are_no_text_are_escaped_and_end_nothing() -> None:
+    result: dict[str, object] = {"key": "a\udcffb", "list": ["\ud800"], "dict": {"na\udc9bme": {"x": "\udfff"}}}
+    assert json.loads(compact(dict(result))) == {
+        "key": "a\\udcffb", "list": ["\\ud800"], "dict": {"na\\udc9bme": {"x": "\\udfff"}}
+    }  # fmt: skip
+    assert json_line(result) == compact(result)
+    assert printable(json_line({"a": "\x9b2J\u202e\x1b"})) == '{"a":"\\u009b2J\\u202e\\u001b"}'
 
 
 def test_a_standard_error_that_is_closed_does_not_end_a_run(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_one_container(disk: Disk) -> None:
             f"{ROOT}/image/overlay2/layerdb/mounts/{container}",
             *(f"{ROOT}/image/overlay2/layerdb/mounts/{container}/{name}" for name in ("init-id", "mount-id", "parent")),
             *(f"{ROOT}/overlay2/{mount}{name}" for name in ("", "/diff", "/diff/content", "/link", "/lower", "/work")),
+            f"{ROOT}/overlay2/{mount}/merged",
             *(f"{ROOT}/overlay2/{mount}-init{name}" for name in ("", "/diff", "/link", "/work")),
             f"{ROOT}/overlay2/l",
             *(

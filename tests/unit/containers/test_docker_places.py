@@ -137,12 +137,12 @@ class TestDrivers:
         assert f"{ROOT}/volumes/data/_data/file" in names
 
     def test_a_classic_one_with_layerdb(self, tmp_path: Path) -> None:
-        disk = Disk(tmp_path, driver="vfs")
+        disk = Disk(tmp_path, driver="aufs")
         disk.container("web")
         disk.overlay.rename(tmp_path / "away")
         gaps = all_gaps(take(disk.host()))
         assert [gap.reason for gap in gaps] == [Reason.UNSUPPORTED]
-        assert "full copy" in gaps[0].detail
+        assert "aufs/diff" in gaps[0].detail
 
 
 class TestMovedAway:

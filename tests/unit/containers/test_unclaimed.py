@@ -97,7 +97,7 @@ def test_many_are_one_item(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*(f"c{number}" for number in range(6)), "left"]:
         assert names.count(upper(name)) == 1
     assert f"{ROOT}/overlay2/{hex_id('mount left')}-init/diff" in names
-    assert not [name for name in names if "/merged" in name]
+    assert sum(name.endswith("/merged") for name in names) == 7, "one of them a link, which nobody follows"
     assert f"containers/docker/layers/{hex_id('layer above')[:12]}.tar" in taken
     states = [one.state for one in probe(disk.host()).subjects if "claimed" in one.state]
     assert states == [*["claimed by no container"] * 3, "4 more, claimed by no container"]

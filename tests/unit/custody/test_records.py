@@ -15,6 +15,7 @@ from agent.custody.manifest import lines_of, plain, put_bytes, records
 from agent.custody.records import Digest, Size, Subject, is_object_name
 from agent.custody.signing import AttemptKey, Envelope, open_envelope, parse_signer
 from agent.errors import DamagedError, UsageError
+from agent.job import Job, Selection
 
 RECORD = Subject("a/b", Digest("0" * 64), Size(5))
 
@@ -133,3 +134,11 @@ def test_a_manifest_line_without_an_end_is_damage() -> None:
         list(lines_of([b"{}\n{"], "x"))
     with pytest.raises(DamagedError):
         list(records([b"[]\n"], "x"))
+
+
+def test_a_plan_holds_only_what_was_asked_for() -> None:
+    """A later version, which has further fields, reads and writes it in the same bytes."""
+    job = Job(case="C-1", to="/evidence", recipients=["age1x"], selection=Selection(freeze=True))
+    written = encode(job)
+    assert b'"selection":{"freeze":true},"where":{},"limits":{},"s3":{}' in written
+    assert decode(written, Job, "the job") == job

@@ -275,3 +275,51 @@ def test_device_numbers() -> None:
     assert pax.device_fits((4095, 1048575))
     assert not pax.device_fits((1 << 21, 0))
     parse(pax.encode(pax.Header(b"w", tarfile.BLKTYPE, make_stat(), device=(0xFFFFFFFF, 0xFFFFFFFF)))[0])
+
+
+def block_of_tarfile(name: bytes, typeflag: bytes, target: bytes, size: int, stat: Stat) -> bytes:
+    info = tarfile.TarInfo(name.decode("ascii", "replace"))
+    info.type, info.linkname = typeflag, target.decode("ascii", "replace")
+    info.mode, info.uid, info.gid, info.size = stat.mode & 0o7777, stat.uid, stat.gid, size
+    info.mtime = stat.mtime_ns // 10**9
+    info.devmajor, info.devminor = 7, 1234
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "replace")
+
+
+@given(
+    name=st.binary(min_size=1, max_size=99).map(lambda raw: raw.replace(b"\0", b"n").replace(b"/", b"s")),
+    typeflag=st.sampled_from([tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE]),
+    target=st.binary(min_size=1, max_size=100).map(lambda raw: raw.replace(b"\0", b"n")),
+    size=st.integers(0, 8**11 - 1),
+    mode=st.integers(0, 0o177777),
+    owners=st.tuples(st.integers(0, 8**7 - 1), st.integers(0, 8**7 - 1)),
+    mtime=st.integers(0, 8**11 - 1),
+)
+@example(
+    b"~" * 99, tarfile.LNKTYPE, b"~" * 100, 8**11 - 1, 0o177777, (8**7 - 1, 8**7 - 1), 8**11 - 1
+)  # the largest sum
+def test_blocks_are_those_that_tarfile_makes(
+    name: bytes, typeflag: bytes, target: bytes, size: int, mode: int, owners: tuple[int, int], mtime: int
+) -> None:
+    name += b"/" if typeflag == tarfile.DIRTYPE else b""
+    target = target if typeflag in {tarfile.LNKTYPE, tarfile.SYMTYPE} else b""
+    stat = make_stat(mode, uid=owners[0], gid=owners[1], mtime_ns=mtime * 10**9 + 5)
+    header = pax.Header(name, typeflag, stat, target, size, device=(7, 1234) if typeflag == tarfile.CHRTYPE else None)
+    head, _ = pax.encode(header)
+    assert head[-512:] == block_of_tarfile(name, typeflag, target, size, stat)
+    records = int(head[124:135], 8)
+    assert head[:512] == block_of_tarfile(b"././@PaxHeader", tarfile.XHDTYPE, b"", records, make_stat(0o644))
+
+
+def test_what_is_usual_has_the_same_records() -> None:
+    """Times of ten digits have a way of their own; one second before and after there are nine and eleven."""
+    for seconds in (10**9 - 1, 10**9, 1_700_000_000, 10**10 - 1, 10**10):
+        ns = seconds * 10**9 + 42
+        stat = make_stat(mtime_ns=ns, atime_ns=ns + 1, ctime_ns=ns + 2, btime_ns=ns + 3)
+        for name in (b"short", b"long" * 30):
+            found = split_records(pax.encode(pax.Header(name, tarfile.REGTYPE, stat))[0])
+            expected = {b"path": name} if len(name) > 100 else {}
+            keywords = (b"mtime", b"atime", b"ctime", b"LIBARCHIVE.creationtime")
+            expected |= {keyword: pax.time_text(ns + more) for more, keyword in enumerate(keywords)}
+            assert found == expected
+            assert list(found) == list(expected)

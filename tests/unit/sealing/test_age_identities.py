@@ -17,6 +17,7 @@ SPEC_IDENTITY = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJ
 
 def test_the_identity_of_the_specification_is_read_and_written_back() -> None:
     (identity,) = parse_identity_file(SPEC_IDENTITY)
+    assert isinstance(identity, X25519Identity)
     assert identity.recipient.text == SPEC_RECIPIENT
     assert identity.secret_text() == SPEC_IDENTITY
 
@@ -58,7 +59,9 @@ def test_nothing_shows_the_private_key() -> None:
         (SPEC_IDENTITY[:-1], "checksum"),
         (SPEC_IDENTITY[:40] + "q" + SPEC_IDENTITY[41:], "mixes"),
         ("AGE-PLUGIN-YUBIKEY-1Q9Z0VYQCQQQQ", "plugin"),
-        ("AGE-SECRET-KEY-PQ-1XX76JRALNLXDMEW0CRK45QMCCH4X06SE84UN3VPM33W6HWDX0H3SK3ZQFR", "post-quantum"),
+        ("AGE-PLUGIN-IMPOUNDKMS-1QYPNVUCU03DV7ZK2RZ28GK5J6F6ZYP5L", "checksum"),
+        (bech32.encode("age-secret-key-pq-", bytes(31)).upper(), "31 bytes"),
+        (bech32.encode("age-secret-key-pq-", bytes(32)), "upper case"),
         ("age-encryption.org/v1\n-> scrypt", "passphrase"),
         ("-----BEGIN AGE ENCRYPTED FILE-----", "passphrase"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", "SSH or PEM"),

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.errors import UsageError
-from agent.sealing import X25519Recipient, bech32, distinct, generate, keywrap, parse_recipient, parse_recipients_file
+from agent.sealing import (
+    X25519Recipient,
+    bech32,
+    check_recipients,
+    distinct,
+    generate,
+    generate_post_quantum,
+    keywrap,
+    parse_recipient,
+    parse_recipients_file,
+    seal_bytes,
+)
 
 if TYPE_CHECKING:
     from agent.sealing.recipients import Recipient
@@ -87,9 +98,13 @@ def test_a_private_key_in_a_file_is_refused_and_not_shown() -> None:
         ("ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAB", "cannot seal to SSH keys"),
         ("ecdsa-sha2-nistp256 AAAA", "cannot seal to SSH keys"),
         ("sk-ssh-ed25519@openssh.com AAAA", "cannot seal to SSH keys"),
-        ("age1tag1qt8lw0ual6avlwmwatk888yqnmdamm7xfd0wak53ut6elz5c4swx2yqdj4e", "tag recipients"),
-        (bech32.encode("age1tagpq", bytes(1249)), "tag recipients"),
-        (bech32.encode("age1pq", bytes(1216)), "post-quantum"),
+        (bech32.encode("age1tag", bytes(32)), "32 bytes where a compressed point has 33"),
+        (bech32.encode("age1tag", bytes(33)), "not a point"),
+        (bech32.encode("age1tagpq", bytes(1249)), "not a point"),
+        (bech32.encode("age1tagpq", bytes(1248)), "1248 bytes where a post-quantum tag key has 1249"),
+        (bech32.encode("age1pq", bytes(1216)), "low order"),
+        (bech32.encode("age1pq", bytes(1215)), "1215 bytes where a post-quantum key has 1216"),
+        (bech32.encode("age1pq", b"\xff" * 1216), "ML-KEM half"),
         (bech32.encode("age1yubikey", bytes(33)), "plugin"),
         (SPEC_RECIPIENT.upper(), "upper case"),
         (SPEC_RECIPIENT[:-1], "checksum"),
@@ -136,6 +151,21 @@ def test_distinct_keeps_the_order() -> None:
     one, two = generate().recipient, generate().recipient
     recipients: list[Recipient] = [one, two, X25519Recipient(one.point)]
     assert distinct(recipients) == [one, two]
+
+
+def test_post_quantum_and_classic_recipients_are_never_mixed() -> None:
+    classic, quantum = generate().recipient, generate_post_quantum().recipient
+    check_recipients([classic, generate().recipient])
+    check_recipients([quantum, generate_post_quantum().recipient])
+    check_recipients([])
+    mixes: list[list[Recipient]] = [[classic, quantum], [quantum, classic, quantum]]
+    for mix in mixes:
+        with pytest.raises(UsageError, match=r"post-quantum recipients \(age1pq1\S{9}…\) cannot be mixed"):
+            check_recipients(mix)
+        with pytest.raises(UsageError, match="cannot be mixed"):
+            parse_recipients_file("\n".join(one.text for one in mix))
+        with pytest.raises(UsageError, match="cannot be mixed"):
+            seal_bytes(b"evidence", mix)
 
 
 def test_stock_age_seals_to_exactly_what_is_accepted_here() -> None:

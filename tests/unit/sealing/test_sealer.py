@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent.errors import UsageError
 from agent.sealing import BytesSource, Sealed, Sealer, Unsealed, generate, open_bytes
 from agent.sealing.frames import FRAME_SIZE, FrameDecompressor, read_frame
+from agent.sealing.merkle import Tree
 from agent.sealing.seek_table import SeekTable
 
 IDENTITY = generate()
@@ -40,8 +41,10 @@ def seal(data: bytes, step: int, *, level: int = 1) -> tuple[Sealed, bytes]:
 def test_the_result_says_what_went_in_and_what_came_out(size: int, step: int) -> None:
     data = random.Random(size).randbytes(size)
     result, sealed = seal(data, step)
-    assert result == Sealed(size, hashlib.sha256(data).digest(), len(sealed), hashlib.sha256(sealed).digest())
-    assert b"".join(Unsealed(BytesSource(sealed), [IDENTITY]).stream()) == data
+    tree = Tree()
+    assert b"".join(Unsealed(BytesSource(sealed), [IDENTITY]).stream(tree)) == data
+    digests = hashlib.sha256(data).digest(), hashlib.sha256(sealed).digest()
+    assert result == Sealed(size, digests[0], len(sealed), digests[1], tree.size, tree.root())
 
 
 @given(st.lists(st.integers(0, MIB + 600), max_size=6))
@@ -127,7 +130,7 @@ def test_a_sealer_that_is_done_leaves_no_key_and_no_buffer_behind() -> None:
         sealer = Sealer([IDENTITY.recipient], len)
         sealer.write(bytes(100))
         sealer.finish()
-        gone = weakref.ref(sealer._age)
+        gone = weakref.ref(sealer._lanes._age)
         del sealer
         assert gone() is None
     finally:

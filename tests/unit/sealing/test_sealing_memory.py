@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.sealing.pipeline import BLOCK_MEMORY, COMPRESSOR_MEMORY, OBJECT_MEMORY
+
 PROLOGUE = """
 import random, sys
 from agent.sealing import Sealer, Unsealed, generate
@@ -25,7 +27,11 @@ identity = generate()
 """
 
 SEAL = """
-block = bytearray(random.randbytes(MIB)) if sys.argv[1] == "random" else bytearray(MIB)
+from agent.sealing.pipeline import Pipeline
+
+kind, workers, mebibytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+block = bytearray(random.randbytes(MIB)) if kind == "random" else bytearray(MIB)
+pipeline = Pipeline(workers) if workers else None
 size = 0
 
 def sink(piece):
@@ -33,7 +39,7 @@ def sink(piece):
     size += len(piece)
 
 def seal(mebibytes):
-    sealer = Sealer([identity.recipient], sink)
+    sealer = Sealer([identity.recipient], sink, pipeline=pipeline)
     for number in range(mebibytes):
         block[:8] = number.to_bytes(8, "big")
         for start in range(0, MIB, MIB // 4):
@@ -43,7 +49,7 @@ def seal(mebibytes):
 before = peak()
 seal(8)
 warm = peak()
-seal(300)
+seal(mebibytes)
 print(warm - before, peak() - warm, size // MIB)
 """
 
@@ -87,10 +93,33 @@ def run(program: str, *arguments: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["random", "zeros"])
 def test_sealing_300_mebibytes_takes_no_more_memory_than_8(kind: str) -> None:
-    first, growth, size = run(SEAL, kind)
+    first, growth, size = run(SEAL, kind, "0", "300")
     assert first < 16 << 10  # KiB: a sealer, its buffers, and the libraries it loads on first use
     assert growth < 2 << 10
     assert (size > 300) is (kind == "random")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["random", "zeros"])
+def test_threads_take_what_the_pipeline_says_and_no_more_for_300_mebibytes(kind: str, workers: int) -> None:
+    first, growth, _ = run(SEAL, kind, str(workers), "300")
+    check_threads(first, growth, workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "zeros"])
+def test_threads_take_no_more_for_20_gibibytes(kind: str) -> None:
+    first, growth, _ = run(SEAL, kind, "2", "20480")
+    check_threads(first, growth, 2)
+
+
+def check_threads(first: int, growth: int, workers: int) -> None:
+    """The formula of the pipeline, for one open object, and 10 MiB for the libraries that are loaded on first use."""
+    blocks = 2 * workers + 2
+    most = blocks * BLOCK_MEMORY + OBJECT_MEMORY + (workers + 1) * COMPRESSOR_MEMORY
+    assert first << 10 < most + (10 << 20)
+    # Whether all blocks are ever in use at once depends on the moment.
+    assert (first + growth) << 10 < most + (10 << 20)
 
 
 def test_opening_300_mebibytes_takes_a_few(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def children() -> set[int]:
     """The children of this process, zombies included."""
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found |= set(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
     return found
 

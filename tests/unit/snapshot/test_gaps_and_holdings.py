@@ -6,23 +6,34 @@ import os
 from pathlib import Path
 
 from acquirers.base import Gap, Reason
-from acquirers.snapshot.gaps import NAMED, GapCount
+from acquirers.snapshot.gaps import DENIED_NAMED, NAMED, GapCount
 from acquirers.snapshot.holdings import MAX_PATHS, Holdings
 from acquirers.snapshot.notes import Executable
 from tests.unit.snapshot.helpers import Remembered, open_files
 
 
-def test_what_is_denied_many_times_is_one_gap_with_its_number() -> None:
+def test_what_one_process_refuses_is_one_gap_with_its_name() -> None:
     report = Remembered()
     gaps = GapCount(report)
-    for _ in range(312):
-        gaps.denied("environ")
-    gaps.denied("fd")
+    gaps.denied(1194, b"name\n\x1b", ["cwd", "environ", "exe"])
+    gaps.denied(7, b"quiet", [])
     gaps.finish()
     assert report.gaps == [
-        Gap(Reason.DENIED, "environ of 312 processes: permission denied"),
-        Gap(Reason.DENIED, "fd of 1 process: permission denied"),
+        Gap(Reason.DENIED, "pid 1194 (name\\n\\x1b): cwd, environ, exe: permission denied", b"/proc/1194")
     ]
+
+
+def test_what_many_processes_refuse_is_counted() -> None:
+    report = Remembered()
+    gaps = GapCount(report)
+    for pid in range(312):
+        gaps.denied(pid, b"", ["environ"])
+    gaps.denied(500, b"x", ["fd", "environ"])
+    gaps.finish()
+    assert len(report.gaps) == DENIED_NAMED + 1
+    assert report.gaps[0] == Gap(Reason.DENIED, "pid 0: environ: permission denied", b"/proc/0")
+    assert report.gaps[-1] == Gap(Reason.DENIED, "308 more processes: environ of 308, fd of 1: permission denied")
+    assert gaps.denied_counts == {"environ": 313, "fd": 1}
 
 
 def test_the_first_of_a_kind_are_named_and_the_rest_counted() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acquirers.snapshot.container_id import from_cgroup, from_mountinfo
+from acquirers.container_id import from_cgroup, from_mountinfo
 
 ID = "4f" * 32
 OUTER = "a0" * 32
@@ -55,10 +55,23 @@ def test_each_form(path: str, container: str, pod: str) -> None:
     assert version_2.source == ("cgroup" if container or pod else "")
 
 
-def test_nested_containers_give_the_innermost_and_the_way_to_it() -> None:
+def test_nested_containers_give_the_outermost_and_the_way_on() -> None:
+    """What is below a container's control group can be named by whoever is in it."""
     found = from_cgroup(f"0::/docker/{OUTER}/docker/{ID}\n".encode())
-    assert found.container == ID
+    assert found.container == OUTER
     assert found.chain == (OUTER, ID)
+    assert found.group == f"/docker/{OUTER}".encode()
+
+
+@pytest.mark.parametrize("inner", [f"/kubepods/pod{STATIC}/{ID}", f"/pod{STATIC}"])
+def test_nobody_in_a_container_names_its_pod(inner: str) -> None:
+    found = from_cgroup(f"0::/kubepods/burstable/pod{POD}/{OUTER}{inner}\n".encode())
+    assert (found.container, found.pod) == (OUTER, POD)
+
+
+def test_a_pod_of_podman_is_no_container() -> None:
+    found = from_cgroup(f"0::/libpod_parent/{OUTER}/libpod-{ID}\n".encode())
+    assert (found.container, found.chain) == (ID, ())
 
 
 def test_one_hierarchy_that_knows_is_enough() -> None:
