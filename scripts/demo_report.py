@@ -70,14 +70,21 @@ def tell_processes(opened: Path) -> None:
 
 
 def tell_containers(manifest: list[Record]) -> None:
-    containers = [item for item in manifest if item["type"] == "item" and item["about"].get("id")]
-    layers = [item for item in manifest if item["type"] == "item" and "/layers/" in item["item"]]
-    if not any(item["type"] == "item" and item["item"].startswith("containers/") for item in manifest):
+    inside = [item for item in manifest if item["type"] == "item" and item["item"].startswith("containers/")]
+    if not inside:
         return
+    containers = [item for item in inside if item["about"].get("id")]
+    layers = [item for item in inside if "/layers/" in item["item"]]
     say("containers", f"{len(containers)}, and {count(len(layers), 'image layer')}")
     for item in containers:
         about = item["about"]
-        upper = f"{about['data_root']}/{about['driver']}/{about['mount_id']}/diff/"
+        more(f"{about['id'][:12]} {about.get('name') or '-'}: {about.get('state')}, image {about.get('image') or '-'}")
+        upper = (about.get("rootfs") or {}).get("upper")
+        if isinstance(upper, dict):  # how the manifest writes bytes
+            upper = upper.get("bytes")
+        if not upper:
+            continue  # its filesystem could not be told: a gap says so
+        upper = upper.rstrip("/") + "/"
         written = [
             member
             for member in manifest
@@ -85,7 +92,6 @@ def tell_containers(manifest: list[Record]) -> None:
         ]
         files = [member for member in written if member["kind"] in {"file", "symlink"}]
         gone = [member for member in written if member["kind"] == "char-device" and not member.get("rdev")]
-        more(f"{about['id'][:12]} {about['name']}: {about['state']}, image {about['image'] or '-'}")
         for what, found in (("wrote", files), ("deleted", gone)):
             if found:
                 names = " ".join("/" + member["path"].removeprefix(upper) for member in found[:SHOWN])
