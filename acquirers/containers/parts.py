@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -92,6 +93,32 @@ class Archive(msgspec.Struct, frozen=True):
 def only(names: frozenset[bytes]) -> Callable[[Report], Keep]:
     """Just these names of the directory itself, and nothing below them."""
     return lambda _: lambda path, _kind: path in names
+
+
+def one_file(path: bytes) -> Part:
+    """A file by itself, which may not be there."""
+    return Part(os.path.dirname(path), only(frozenset({os.path.basename(path)})), optional=True)
+
+
+def top_level(root: bytes, keep: Keep, told: Keep, detail: str) -> Callable[[Report], Keep]:
+    """Of a runtime's own directory what lies directly in it and `keep` says; where `told` says so, with a word."""
+
+    def make(report: Report) -> Keep:
+        named = 0
+
+        def kept(path: bytes, kind: Kind) -> bool:
+            nonlocal named
+            if b"/" in path:
+                return False
+            if named < _MAX_TOLD and told(path, kind):
+                named += 1
+                more = " (nor is anything that follows)" if named == _MAX_TOLD else ""
+                report.flag(Flag(FlagKind.ELSEWHERE, detail + more, root + b"/" + path))
+            return keep(path, kind)
+
+        return kept
+
+    return make
 
 
 def _below(points: Sequence[bytes], path: bytes) -> Sequence[bytes]:

@@ -107,7 +107,7 @@ class Records:
 
     def read(self, *parts: bytes, limit: int = MAX_JSON) -> bytes:
         """The content of a regular file. Raises `MalformedError` when it is none or larger than `limit` bytes."""
-        fd = self._open(parts)
+        fd = self.open_file(*parts)
         try:
             size = os.fstat(fd).st_size
             if size > limit:
@@ -123,7 +123,7 @@ class Records:
 
     def chunks(self, *parts: bytes, limit: int) -> Iterator[bytes]:
         """The content of a regular file that is too large to be held. Raises `MalformedError` beyond `limit` bytes."""
-        fd = self._open(parts)
+        fd = self.open_file(*parts)
         try:
             while chunk := os.read(fd, 1 << 16):
                 limit -= len(chunk)
@@ -133,8 +133,8 @@ class Records:
         finally:
             os.close(fd)
 
-    def _open(self, parts: tuple[bytes, ...]) -> int:
-        """A regular file, for reading. Raises `MalformedError` when it is none."""
+    def open_file(self, *parts: bytes) -> int:
+        """A descriptor of a regular file, for reading. Raises `MalformedError` when it is none."""
         directory = self._directory(parts[:-1])
         try:
             _check(parts[-1])

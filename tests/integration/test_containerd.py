@@ -10,19 +10,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from acquirers.base import FlagKind, Gap, Item, Member, Reason, Scope
+from acquirers.base import FlagKind, Reason, Scope
 from acquirers.bolt import database, open_file, read
 from acquirers.containers.containerd import Containerd, container_names
 from acquirers.containers.containerd.metadata import read_metadata
 from acquirers.host import Host, Mode
 from tests.rigs.containerd import IMAGE, PrivateContainerd, why_not
 from tests.rigs.faithful import Node, age_access_times, differences, survey
-from tests.rigs.trees import Recorder
+from tests.support.acquired import Acquired, take
 from tests.support.runs import ENVIRONMENT, agent_command, keygen
 
 pytestmark = [
@@ -40,63 +40,15 @@ ln /new /new-link; ln -s /etc/passwd /abs; mkfifo /fifo; mkdir -p /deep/a/b; ech
 """
 
 
-@dataclass
-class Acquired:
-    """The items of one containerd, each as a file, with what was told of them."""
-
-    directory: Path
-    items: dict[str, Item] = field(default_factory=dict)
-    reports: dict[str, Recorder] = field(default_factory=dict)
-
-    @property
-    def gaps(self) -> list[Gap]:
-        return [gap for report in self.reports.values() for gap in report.gaps]
-
-    @property
-    def members(self) -> dict[bytes, Member]:
-        return {member.path: member for report in self.reports.values() for member in report.members}
-
-    def container(self, container_id: str) -> Item:
-        return next(item for item in self.items.values() if item.about.get("id") == container_id)
-
-    def extracted(self) -> Path:
-        """All archives, joined and unpacked by GNU tar as root: `[root]`."""
-        directory = self.directory / "extracted"
-        if not directory.exists():
-            directory.mkdir()
-            joined = self.directory / "joined.tar"
-            with joined.open("wb") as file:
-                for name in self.items:
-                    file.write((self.directory / name).read_bytes() if name.endswith(".tar") else b"")
-            arguments = "--ignore-zeros --delay-directory-restore --numeric-owner --same-permissions --xattrs"
-            warnings = "--warning=no-unknown-keyword --warning=no-timestamp"
-            done = subprocess.run(
-                ["tar", *arguments.split(), "--xattrs-include=*", *warnings.split(), "-C", directory, "-xf", joined],
-                capture_output=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-        return directory / "[root]"
-
-
 def acquire(host: Host, root: bytes, directory: Path, scope: Scope | None = None) -> Acquired:
     """Other daemons may run on the machine: only the items of this root are read."""
-    found = Acquired(directory)
-    containerd = Containerd()
-    containerd.probe(host, scope or Scope())
-    for item in containerd.items(host, scope or Scope()):
-        if item.about.get("root") != root and not item.about.get("carved"):
-            continue
-        report = Recorder()
-        path = directory / item.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            for chunk in item.read(report):
-                assert len(chunk) <= 1 << 20
-                file.write(chunk)
-        found.items[item.path] = item
-        found.reports[item.path] = report
-    return found
+    return take(
+        Containerd(),
+        host,
+        directory,
+        scope or Scope(),
+        lambda item: bool(item.about.get("root") == root or item.about.get("carved")),
+    )
 
 
 def build(rig: PrivateContainerd) -> None:
@@ -250,37 +202,37 @@ def test_every_file_of_every_snapshot_comes_back(scene: Scene, how: str, request
 def test_each_container_and_what_is_said_of_it(scene: Scene, live: Acquired, dead: Acquired) -> None:
     ids = {str(item.about["id"]) for item in live.items.values() if "id" in item.about}
     assert ids == {"runs", "exited", "never", "copied", SANDBOX, WEB}
-    states = {one: live.container(one).about["state"] for one in sorted(ids)}
+    states = {one: live.items[live.container(one)].about["state"] for one in sorted(ids)}
     assert states == {
         "runs": "running", SANDBOX: "running", WEB: "running",
         "exited": "not running", "never": "not running", "copied": "not running",
     }  # fmt: skip
     for container, namespace in (("runs", "default"), ("exited", "default"), (WEB, "k8s.io")):
         upper = scene.rig.upper_of(container, namespace)
-        rootfs = live.container(container).about["rootfs"]
+        rootfs = live.items[live.container(container)].about["rootfs"]
         assert isinstance(rootfs, dict)
         assert rootfs["upper"] == os.fsencode(upper)
         lowers = scene.rig.ctr("-n", namespace, "snapshots", "mounts", "/nowhere", container)
         assert b":".join(rootfs["lowers"]).decode() in lowers
         assert len(rootfs["lowers"]) == 2
         relative = os.fsencode(upper).removeprefix(os.fsencode(scene.rig.machine))
-        dead_rootfs = dead.container(container).about["rootfs"]
+        dead_rootfs = dead.items[dead.container(container)].about["rootfs"]
         assert isinstance(dead_rootfs, dict)
         assert dead_rootfs["upper"] == relative
-    copied = live.container("copied").about["rootfs"]
+    copied = live.items[live.container("copied")].about["rootfs"]
     assert isinstance(copied, dict)
     assert copied["lowers"] == []
     assert (Path(os.fsdecode(copied["upper"])) / "copied").read_text() == "copied\n"
     layers = {item.about["path"] for item in live.items.values() if "path" in item.about}
-    runs = live.container("runs").about["rootfs"]
+    runs = live.items[live.container("runs")].about["rootfs"]
     assert isinstance(runs, dict)
     assert set(runs["lowers"]) <= layers
-    assert live.container("runs").about["pid"] == scene.rig.pid_of("runs")
+    assert live.items[live.container("runs")].about["pid"] == scene.rig.pid_of("runs")
     assert "TOKEN" not in repr([dict(item.about) for item in live.items.values()]), "the environment holds secrets"
 
 
 def test_a_pod_from_its_disk(scene: Scene, dead: Acquired) -> None:
-    web, sandbox = dead.container(WEB), dead.container(SANDBOX)
+    web, sandbox = (dead.items[dead.container(one)] for one in (WEB, SANDBOX))
     namespace, pod, uid = POD
     assert (web.about["pod"], web.about["namespace"], web.about["pod_uid"]) == (pod, namespace, uid)
     assert (sandbox.about["kind"], web.about["kind"]) == ("sandbox", "container")
@@ -435,14 +387,14 @@ def test_after_the_daemon_was_killed(scene: Scene, live: Acquired, dead: Acquire
     assert {item.about.get("id") or item.about.get("path") for item in again.items.values()} == {
         item.about.get("id") or item.about.get("path") for item in live.items.values()
     }
-    assert again.container("runs").about["state"] == "running"
-    assert again.container("runs").about["rootfs"] == live.container("runs").about["rootfs"]
+    assert again.items[again.container("runs")].about["state"] == "running"
+    assert again.items[again.container("runs")].about["rootfs"] == live.items[live.container("runs")].about["rootfs"]
     # And without the records: what runs is found by what is mounted, all else is claimed by nobody.
     os.rename(scene.rig.root / "io.containerd.metadata.v1.bolt/meta.db", tmp_path / "gone")
     hidden = acquire(Host(Mode.HOST), os.fsencode(scene.rig.root), tmp_path / "hidden")
     assert {str(item.about["id"]) for item in hidden.items.values() if "id" in item.about} == {"runs", SANDBOX, WEB}
-    runs = hidden.container("runs")
-    assert runs.about["rootfs"] == live.container("runs").about["rootfs"]
+    runs = hidden.items[hidden.container("runs")]
+    assert runs.about["rootfs"] == live.items[live.container("runs")].about["rootfs"]
     assert FlagKind.FINDING in {flag.kind for flag in hidden.reports[runs.path].flags}
     assert [gap.reason for gap in hidden.gaps] == [Reason.MALFORMED]
     assert any(path.endswith(b"/fs/evidence") for path in hidden.members)

@@ -9,20 +9,21 @@ import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from acquirers import syscalls
-from acquirers.base import FlagKind, Gap, Item, Kind, Member, Reason, Scope
+from acquirers.base import FlagKind, Kind, Reason, Scope
 from acquirers.containers.docker import Docker
 from acquirers.host import Host, Mode
 from tests.rigs.docker import PrivateDocker, why_not
 from tests.rigs.docker_scenes import SPARSE_SIZE, Scene, build_everything
 from tests.rigs.faithful import Node, age_access_times, differences, survey
 from tests.rigs.trees import Recorder
+from tests.support.acquired import Acquired, of_root, take
 
 pytestmark = [
     pytest.mark.docker,
@@ -32,68 +33,9 @@ pytestmark = [
 _MERGED = frozenset({b"merged"})
 
 
-@dataclass
-class Acquired:
-    """The items of one data root, each as a file, with what was told of them."""
-
-    directory: Path
-    items: dict[str, Item] = field(default_factory=dict)
-    reports: dict[str, Recorder] = field(default_factory=dict)
-
-    def path(self, item: str) -> Path:
-        return self.directory / item
-
-    @property
-    def gaps(self) -> list[Gap]:
-        return [gap for report in self.reports.values() for gap in report.gaps]
-
-    @property
-    def members(self) -> dict[bytes, Member]:
-        return {member.path: member for report in self.reports.values() for member in report.members}
-
-    def container(self, container_id: str) -> str:
-        return next(path for path in self.items if path.startswith(f"containers/docker/{container_id[:12]}-"))
-
-    def extracted(self, prefix: str) -> Path:
-        """All archives, joined and unpacked by GNU tar as root: the directory that `prefix` names on the host."""
-        directory = self.directory / "extracted"
-        if not directory.exists():
-            directory.mkdir()
-            joined = self.directory / "joined.tar"
-            with joined.open("wb") as file:
-                for item in self.items:
-                    file.write(self.path(item).read_bytes())
-            arguments = "--ignore-zeros --delay-directory-restore --numeric-owner --same-permissions --xattrs"
-            warnings = "--warning=no-unknown-keyword --warning=no-timestamp"
-            done = subprocess.run(
-                ["tar", *arguments.split(), "--xattrs-include=*", *warnings.split(), "-C", directory, "-xf", joined],
-                capture_output=True,
-                check=False,
-            )
-            # The one path that no tar can give back by its name: beyond PATH_MAX.
-            errors = [line for line in done.stderr.splitlines() if b"File name too long" not in line]
-            assert all(b"due to previous errors" in line for line in errors), errors
-        return directory / "[root]" / prefix.lstrip("/")
-
-
 def acquire(host: Host, data_root: Path | bytes, directory: Path, scope: Scope | None = None) -> Acquired:
     """Other daemons may run on the machine: only the items of this data root are read."""
-    found = Acquired(directory)
-    docker = Docker()
-    docker.probe(host, scope or Scope())
-    for item in docker.items(host, scope or Scope()):
-        if item.about.get("data_root") != os.fsencode(data_root):
-            continue
-        report = Recorder()
-        path = found.path(item.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            for chunk in item.read(report):
-                assert len(chunk) <= 1 << 20
-                file.write(chunk)
-        found.items[item.path] = item
-        found.reports[item.path] = report
-    return found
+    return take(Docker(), host, directory, scope or Scope(), of_root(data_root))
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from acquirers.base import Scope
 from acquirers.containers.storage import Podman
 from acquirers.host import Host, Mode
-from tests.integration.test_podman import Acquired, acquire
+from tests.integration.test_podman import acquire
 from tests.rigs.docker import RigError
 from tests.rigs.faithful import age_access_times, differences, survey
 from tests.rigs.podman import PrivatePodman, why_not
+
+if TYPE_CHECKING:
+    from tests.support.acquired import Acquired
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Kind, Report
 from acquirers.containers.containerd.tasks import CRI, bundle_paths, cri_paths, runc_paths
-from acquirers.containers.parts import Keep, Part, only
+from acquirers.containers.parts import Keep, Part, one_file, only, top_level
 from acquirers.containers.paths import resolve, within
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _NERDCTL = b"/var/lib/nerdctl"
 _DIGEST = re.compile(rb"blobs/sha256/([0-9a-f]{64})")
 _NERDCTL_CONTAINER = re.compile(rb"[0-9a-f]{4,64}/containers/[^/]+/([^/]+)(?:/.*)?", re.DOTALL)
 _MAX_BLOBS = 50_000
-_MAX_NAMED = 50
 
 
 def container_parts(host: Host, store: Store, entry: Entry) -> Iterator[Part]:
@@ -103,33 +102,20 @@ def runtime_parts(host: Host, store: Store, configs: Iterable[bytes], *, whole: 
         if host.is_dir(resolved):
             yield Part(resolved, _without_keys(resolved), optional=True)
         else:
-            yield Part(os.path.dirname(resolved), only(frozenset({os.path.basename(resolved)})), optional=True)
+            yield one_file(resolved)
     for path in (*configs, *root.links):
         if not any(within(path, directory) for directory in _CONFIGURATION):
-            yield Part(os.path.dirname(path), only(frozenset({os.path.basename(path)})), optional=True)
+            yield one_file(path)
 
 
 def _top_level(root: bytes) -> Callable[[Report], Keep]:
     """The directories as such; what is none of containerd's is named."""
-
-    def make(report: Report) -> Keep:
-        named = 0
-
-        def keep(path: bytes, kind: Kind) -> bool:
-            nonlocal named
-            if b"/" in path:
-                return False
-            known = path.startswith(b"io.containerd.") or path == b"tmpmounts"
-            if not known and named < _MAX_NAMED:
-                named += 1
-                more = " (nor is anything that follows)" if named == _MAX_NAMED else ""
-                detail = f"in the root of containerd, and its content not part of this archive{more}"
-                report.flag(Flag(FlagKind.ELSEWHERE, detail, root + b"/" + path))
-            return kind in {Kind.DIRECTORY, Kind.SYMLINK}
-
-        return keep
-
-    return make
+    return top_level(
+        root,
+        lambda _, kind: kind in {Kind.DIRECTORY, Kind.SYMLINK},
+        lambda path, _: not (path.startswith(b"io.containerd.") or path == b"tmpmounts"),
+        "in the root of containerd, and its content not part of this archive",
+    )
 
 
 def _small_blobs(host: Host, directory: bytes) -> Callable[[Report], Keep]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from acquirers.containers.docker.areas import COPIES, OVERLAYS
+from acquirers.containers.fitting import fitting, size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from acquirers.containers.docker.config import MountPoint
     from acquirers.containers.docker.container import Container
     from acquirers.containers.docker.layers import Layer
     from acquirers.containers.docker.store import Store
@@ -70,7 +68,7 @@ def about_container(store: Store, container: Container) -> Mapping[str, object]:
     }
     if len(container.layers) > _MAX_NAMED:
         about["layers_left_out"] = len(container.layers) - _MAX_NAMED
-    mounts = list(_fitting(record.mounts, MAX_ABOUT - _size(about) - _SPARE))
+    mounts = list(fitting(record.mounts, MAX_ABOUT - size_of(about) - _SPARE))
     about["mounts"] = mounts
     if len(mounts) < len(record.mounts):
         about["mounts_left_out"] = len(record.mounts) - len(mounts)
@@ -106,24 +104,6 @@ def _rootfs(store: Store, container: Container) -> dict[str, object]:
         lowers.append(path)
     rootfs["lowers"] = lowers
     return rootfs
-
-
-def _fitting(mounts: Sequence[MountPoint], room: int) -> Iterator[dict[str, object]]:
-    """As many of the mounts as there is room for. The record itself is in the archive."""
-    for mount in mounts:
-        about = mount.about()
-        room -= _size(about)
-        if room < 0:
-            return
-        yield about
-
-
-def _size(value: Mapping[str, object]) -> int:
-    """Bytes that it takes in the manifest, or a few more."""
-    return sum(
-        len(key) + len(msgspec.json.encode(one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else one))
-        for key, one in value.items()
-    ) + 8 * len(value)
 
 
 def about_layer(store: Store, layer: Layer, users: Sequence[str], count: int) -> Mapping[str, object]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
+from acquirers.containers.gaps import listed
 from acquirers.containers.paths import mount_of, resolve, within
-from acquirers.containers.records import MAX_NAMES, MalformedError, Records, TooManyNamesError
+from acquirers.containers.records import MAX_NAMES, MalformedError, Records
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -114,18 +115,7 @@ class Areas:
     ) -> list[tuple[bytes, Kind]]:
         """The names in a directory of records that match; that there is none is an empty one."""
         where = self._where(records, parts)
-        try:
-            return records.names(*parts, matching=matching, limit=limit)
-        except FileNotFoundError:
-            return []
-        except TooManyNamesError as error:
-            detail = f"a directory with more than {len(error.first)} names: the rest was not looked at"
-            self.gaps.append(Gap(Reason.LIMIT, detail, where))
-            return error.first
-        except (OSError, MalformedError) as error:
-            reason = reason_of(error) if isinstance(error, OSError) else Reason.MALFORMED
-            self.gaps.append(Gap(reason, f"a directory of records: {error}", where))
-            return []
+        return listed(records, *parts, where=where, gaps=self.gaps, matching=matching, limit=limit)
 
     def _where(self, records: Records, parts: tuple[bytes, ...]) -> bytes:
         base = next((area.path for area in self._open.values() if area.records is records), self._root)

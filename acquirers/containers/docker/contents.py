@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, Report
 from acquirers.containers.docker.areas import COPIES, OVERLAYS
 from acquirers.containers.docker.layers import Layer
-from acquirers.containers.parts import Keep, Part, only
+from acquirers.containers.parts import Keep, Part, one_file, only, top_level
 from acquirers.containers.paths import other_paths, within
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ UNCLAIMED = "a writable layer that no container claims: its container was remove
 _MOUNTED = frozenset({b"merged"})
 """Where the overlay of a layer is mounted: the same files once more."""
 _CONTAINER = re.compile(rb"[0-9a-f]{64}")
-_MAX_NAMED = 50
 
 
 def container_parts(store: Store, container: Container) -> Iterator[Part]:
@@ -137,29 +136,17 @@ def runtime_parts(store: Store, apart: frozenset[bytes] | None, *, configuration
         yield Part(_CONFIGURATION, _without_keys(_CONFIGURATION), optional=True)
     for path in (*root.configs, *root.links):
         if not within(path, _CONFIGURATION):
-            yield Part(os.path.dirname(path), only(frozenset({os.path.basename(path)})), optional=True)
+            yield one_file(path)
 
 
 def _top_level(root: bytes) -> Callable[[Report], Keep]:
     """The directories as such, and the engine's id; what else lies there is named."""
-
-    def make(report: Report) -> Keep:
-        named = 0
-
-        def keep(path: bytes, kind: Kind) -> bool:
-            nonlocal named
-            if b"/" in path:
-                return False
-            if path not in _KNOWN and named < _MAX_NAMED:
-                named += 1
-                more = " (nor is anything that follows)" if named == _MAX_NAMED else ""
-                detail = f"in the data root, and its content not part of this archive{more}"
-                report.flag(Flag(FlagKind.ELSEWHERE, detail, root + b"/" + path))
-            return path in _KNOWN or kind in {Kind.DIRECTORY, Kind.SYMLINK}
-
-        return keep
-
-    return make
+    return top_level(
+        root,
+        lambda path, kind: path in _KNOWN or kind in {Kind.DIRECTORY, Kind.SYMLINK},
+        lambda path, _: path not in _KNOWN,
+        "in the data root, and its content not part of this archive",
+    )
 
 
 def _volume_records(_: Report) -> Keep:

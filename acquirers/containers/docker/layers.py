@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
+from acquirers.base import Flag, FlagKind, Gap, Kind, Reason
 from acquirers.containers.docker.areas import COPIES, OVERLAYS, Areas
+from acquirers.containers.gaps import gap_of
 from acquirers.containers.records import MalformedError
 
 if TYPE_CHECKING:
@@ -170,14 +171,14 @@ class LayerStore:
         try:
             found.mount_id = _word(image, _MOUNT_ID, "mount-id", *where)
         except (OSError, MalformedError) as error:
-            found.gaps.append(_gap("the writable layer cannot be found", error, path + b"/mount-id"))
+            found.gaps.append(gap_of("the writable layer cannot be found", error, path + b"/mount-id"))
             return found
         try:
             found.init_id = _word(image, _INIT_ID, "init-id", *where)
         except FileNotFoundError:
             pass  # not every kind of container has one
         except (OSError, MalformedError) as error:
-            found.gaps.append(_gap("the init layer cannot be found", error, path + b"/init-id"))
+            found.gaps.append(gap_of("the init layer cannot be found", error, path + b"/init-id"))
         if driver not in OVERLAYS and driver not in COPIES:
             meaning = UNSUPPORTED.get(driver, "a driver that this version does not know")
             found.gaps.append(Gap(Reason.UNSUPPORTED, f"the writable layer, driver {driver[:40]!r}: {meaning}", path))
@@ -225,7 +226,7 @@ class LayerStore:
         except FileNotFoundError:
             return chain  # an image without layers
         except (OSError, MalformedError) as error:
-            chain.trouble.append(_gap("the parent cannot be found", error, path + b"/parent"))
+            chain.trouble.append(gap_of("the parent cannot be found", error, path + b"/parent"))
             return chain
         seen: set[str] = set()
         while digest:
@@ -239,7 +240,7 @@ class LayerStore:
             try:
                 layer, parent = self._layer(image, driver, digest, where)
             except (OSError, MalformedError) as error:
-                chain.trouble.append(_gap("an image layer cannot be found", error, path))
+                chain.trouble.append(gap_of("an image layer cannot be found", error, path))
                 break
             self._add(chain, layer, overlay, path)
             digest = parent
@@ -275,7 +276,7 @@ class LayerStore:
             lower = overlay.read(found.mount_id.encode(), b"lower", limit=_MAX_LOWER).strip()
         except (OSError, MalformedError) as error:
             if found.init_id or not isinstance(error, FileNotFoundError):
-                chain.trouble.append(_gap("the layers below the writable one are not named", error, where))
+                chain.trouble.append(gap_of("the layers below the writable one are not named", error, where))
             return chain
         parts = lower.split(b":")
         if len(parts) > _MAX_CHAIN:
@@ -289,7 +290,7 @@ class LayerStore:
             try:
                 target = _TARGET.fullmatch(overlay.link(b"l", short[1]))
             except (OSError, MalformedError) as error:
-                chain.trouble.append(_gap("the short link of a layer", error, link))
+                chain.trouble.append(gap_of("the short link of a layer", error, link))
                 continue
             if target is None:
                 chain.trouble.append(Gap(Reason.MALFORMED, "the short link of a layer leads to no layer", link))
@@ -346,10 +347,3 @@ def _optional(records: Records, pattern: re.Pattern[str], name: str, *where: byt
         return _word(records, pattern, name, *where)
     except (OSError, MalformedError):
         return ""  # said of the layer in the manifest, and needed for nothing
-
-
-def _gap(what: str, error: OSError | MalformedError, where: bytes) -> Gap:
-    if isinstance(error, OSError):
-        reason = Reason.MALFORMED if isinstance(error, FileNotFoundError | NotADirectoryError) else reason_of(error)
-        return Gap(reason, f"{what}: {error.strerror}", where)
-    return Gap(Reason.MALFORMED, f"{what}: {error}", where)

@@ -18,8 +18,9 @@ import msgspec
 from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
 from acquirers.containers.docker.daemons import live_daemons
 from acquirers.containers.docker.settings import MAX_LINES, is_cut, parse_daemon_json, parse_homes, parse_lines
-from acquirers.containers.paths import mount_of, resolve, within
+from acquirers.containers.paths import mount_of, resolve
 from acquirers.containers.records import MalformedError, Records, TooManyNamesError
+from acquirers.containers.search import Findings, outermost
 from acquirers.root import ForeignMountError, TooLargeError
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ _MAX_DROP_INS = 100
 _MAX_NAMES = 10_000
 """Names of a directory that may be a data root: a real one has some twenty."""
 _MAX_PATH = 4096
-_MAX_TOLD = 1000
-"""Data roots, gaps and flags of the search that are kept."""
 _MAX_SOURCES = 20
 """Of one data root: what else names it is told of nowhere, and was read."""
 _SHAPE = (b"containers", b"image", b"overlay2")
@@ -70,26 +69,16 @@ class DataRoot(msgspec.Struct):
     """Symbolic links on the way to it: without them nobody finds it where it was configured."""
 
 
-class Found(msgspec.Struct):
+class Found(Findings):
     """What discovery brought."""
+
+    what = "data roots"
 
     roots: list[DataRoot] = msgspec.field(default_factory=list)
     denied: list[bytes] = msgspec.field(default_factory=list)
     """Paths at which there is, or should be, one, and which this process may not look at."""
     unseen: list[bytes] = msgspec.field(default_factory=list)
     """Home directories that were not looked into: those of other users, those on a network filesystem."""
-    gaps: list[Gap] = msgspec.field(default_factory=list)
-    flags: list[Flag] = msgspec.field(default_factory=list)
-
-    def gap(self, gap: Gap) -> None:
-        if len(self.gaps) < _MAX_TOLD and gap not in self.gaps:
-            more = Gap(Reason.LIMIT, f"{_MAX_TOLD} gaps of the search for data roots: further ones are not told")
-            self.gaps.append(gap if len(self.gaps) < _MAX_TOLD - 1 else more)
-
-    def flag(self, flag: Flag) -> None:
-        if len(self.flags) < _MAX_TOLD:
-            more = Flag(flag.kind, f"{_MAX_TOLD} flags of the search for data roots: further ones are not told")
-            self.flags.append(flag if len(self.flags) < _MAX_TOLD - 1 else more)
 
 
 def find_roots(host: Host) -> Found:
@@ -119,28 +108,8 @@ def find_roots(host: Host) -> Found:
         search.daemon_json(home + b"/.config/docker/daemon.json")
         for path in _units(host, (home + b"/.config/systemd/user",), search.found):
             search.lines(path)
-    _leave_out_nested(search.found)
+    search.found.roots = outermost(search.found.roots, _STORED, "Docker data root", search.found)
     return search.found
-
-
-def _leave_out_nested(found: Found) -> None:
-    """Docker in Docker: what lies in a volume or in a layer of another root is stored there, once.
-
-    Only there: a root that claims to be above all others (`"data-root": "/"`) must not make them disappear.
-    """
-    if len(found.roots) > _MAX_TOLD:
-        detail = f"{len(found.roots)} Docker data roots, of which {_MAX_TOLD} are taken"
-        found.gaps.append(Gap(Reason.LIMIT, detail, found.roots[_MAX_TOLD].path))
-        del found.roots[_MAX_TOLD:]
-    outer = []
-    for root in found.roots:
-        inside = (root.path[len(other.path) :] for other in found.roots if within(root.path, other.path))
-        if not any(_STORED.match(path) for path in inside):
-            outer.append(root)
-            continue
-        detail = "a Docker data root inside of another one: stored with the volume or the layer that it lies in"
-        found.flags.append(Flag(FlagKind.ELSEWHERE, detail, root.path))
-    found.roots = outer
 
 
 class _Search:

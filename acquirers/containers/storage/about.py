@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from acquirers.containers.fitting import fitting, size_of
 from acquirers.containers.storage.areas import OVERLAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from acquirers.containers.storage.container import Container
     from acquirers.containers.storage.layers import Layer, Writable
-    from acquirers.containers.storage.spec import SpecMount
     from acquirers.containers.storage.store import Store
 
 MAX_ABOUT = 256 << 10
@@ -77,7 +75,7 @@ def about_container(store: Store, container: Container, *, userxattr: bool, driv
         "logs": container.logs,
     }
     about.update(_place(container))
-    mounts = list(_fitting(spec.binds, MAX_ABOUT - _size(about) - _SPARE))
+    mounts = list(fitting(spec.binds, MAX_ABOUT - size_of(about) - _SPARE))
     about["volumes"] = [name.encode("utf-8", "surrogatepass") for name in container.volumes]
     about["mounts"] = mounts
     if len(mounts) < len(spec.binds):
@@ -157,18 +155,3 @@ def how_merged(store: Store, driver: str) -> tuple[str, bool]:
     if found is None or found.graph.files is None or driver not in OVERLAYS:
         return driver, False
     return ("fuse-overlayfs", False) if store.mount_program.get(driver) else ("overlay", store.root.uid != 0)
-
-
-def _fitting(mounts: Sequence[SpecMount], room: int) -> Iterator[dict[str, object]]:
-    """As many of the mounts as there is room for. The record itself is in the archive."""
-    for mount in mounts:
-        about = mount.about()
-        room -= _size(about)
-        if room < 0:
-            return
-        yield about
-
-
-def _size(value: Mapping[str, object]) -> int:
-    """Bytes that it takes in the manifest, or a few more."""
-    return sum(len(key) + len(msgspec.json.encode(one, enc_hook=str)) + 8 for key, one in value.items())

@@ -15,8 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
+from acquirers.containers.gaps import listed
 from acquirers.containers.paths import mount_of, resolve, within
-from acquirers.containers.records import MAX_NAMES, MalformedError, TooManyNamesError
+from acquirers.containers.records import MAX_NAMES, MalformedError
 from acquirers.containers.storage.lists import Folder
 from acquirers.containers.storage.roots import DRIVERS, RUN_ROOT
 
@@ -170,18 +171,7 @@ class Areas:
         if area is None:
             return []
         where = b"/".join((area.path, *parts))
-        try:
-            return area.folder.names(*parts, matching=matching, limit=limit)
-        except FileNotFoundError:
-            return []
-        except TooManyNamesError as error:
-            detail = f"a directory with more than {len(error.first)} names: the rest was not looked at"
-            self.gaps.append(Gap(Reason.LIMIT, detail, where))
-            return error.first
-        except (OSError, MalformedError) as error:
-            reason = reason_of(error) if isinstance(error, OSError) else Reason.MALFORMED
-            self.gaps.append(Gap(reason, f"a directory of records: {error}", where))
-            return []
+        return listed(area.folder, *parts, where=where, gaps=self.gaps, matching=matching, limit=limit)
 
     # -- opening ------------------------------------------------------------------------------------------------------
 

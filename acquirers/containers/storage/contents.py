@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, Report
-from acquirers.containers.parts import Keep, Part, only
+from acquirers.containers.parts import Keep, Part, one_file, only, top_level
 from acquirers.containers.paths import other_paths, within
 from acquirers.containers.storage.areas import OVERLAYS
 
@@ -31,7 +30,6 @@ _KEPT_TOP = frozenset(
 _KEPT_STATE = frozenset(b"exits alive alive.lck events pause.pid rundir auth.json networks version".split())
 _MOUNTED = frozenset({b"merged", b"merged.1"})
 """Where an overlay is mounted: the same files once more."""
-_MAX_NAMED = 50
 
 
 def container_parts(container: Container) -> Iterator[Part]:
@@ -126,12 +124,12 @@ def runtime_parts(store: Store, found: Found, apart: frozenset[bytes] | None, *,
         kept = _volume_names if apart is None else _unused_volumes(volumes, apart)
         yield Part(volumes, kept, recursive=apart is not None, optional=True)
     for path in root.links:
-        yield _file(path)
+        yield one_file(path)
     if first:
         yield from _configuration(found, store.tmp_dirs)
     for path in root.configs:
         if not any(within(path, directory) for directory in _configuration_directories(found)):
-            yield _file(path)
+            yield one_file(path)
 
 
 def _configuration(found: Found, tmp_dirs: Sequence[bytes]) -> Iterator[Part]:
@@ -142,39 +140,23 @@ def _configuration(found: Found, tmp_dirs: Sequence[bytes]) -> Iterator[Part]:
     yield Part(b"/run/containers/0", _state_files, optional=True)  # credentials of registries, networks
     for path in found.configs:
         if not any(within(path, directory) for directory in _configuration_directories(found)):
-            yield _file(path)
+            yield one_file(path)
 
 
 def _configuration_directories(found: Found) -> list[bytes]:
     return [*_CONFIGURATION, *(home + b"/.config/containers" for home in found.homes)]
 
 
-def _file(path: bytes) -> Part:
-    return Part(os.path.dirname(path), only(frozenset({os.path.basename(path)})), optional=True)
-
-
 def _top_level(root: bytes, *, quiet: bool = False) -> Callable[[Report], Keep]:
     """The directories as such, databases and locks; what else lies there is named."""
 
-    def make(report: Report) -> Keep:
-        named = 0
+    def keep(path: bytes, kind: Kind) -> bool:
+        return path in _KEPT_TOP or kind in {Kind.DIRECTORY, Kind.SYMLINK}
 
-        def keep(path: bytes, kind: Kind) -> bool:
-            nonlocal named
-            if b"/" in path:
-                return False
-            if path in _KEPT_TOP or kind in {Kind.DIRECTORY, Kind.SYMLINK}:
-                return True
-            if not quiet and named < _MAX_NAMED:
-                named += 1
-                more = " (nor is anything that follows)" if named == _MAX_NAMED else ""
-                detail = f"in the graph root, and not part of this archive{more}"
-                report.flag(Flag(FlagKind.ELSEWHERE, detail, root + b"/" + path))
-            return False
+    def told(path: bytes, kind: Kind) -> bool:
+        return not quiet and not keep(path, kind)
 
-        return keep
-
-    return make
+    return top_level(root, keep, told, "in the graph root, and not part of this archive")
 
 
 def _lists(_: Report) -> Keep:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from acquirers.base import Flag, FlagKind, Gap, Kind, Reason, reason_of
+from acquirers.base import Flag, FlagKind, Gap, Kind, Reason
+from acquirers.containers.gaps import gap_of
 from acquirers.containers.records import MalformedError
 from acquirers.containers.storage.areas import OVERLAYS, UNSUPPORTED, Area, Driver
 from acquirers.containers.storage.model import ID
@@ -223,7 +224,7 @@ class LayerStore:
         except FileNotFoundError:
             return chain  # nothing lies below it
         except (OSError, MalformedError) as error:
-            chain.trouble.append(_gap("the layers below the writable one are not named", error, where))
+            chain.trouble.append(gap_of("the layers below the writable one are not named", error, where))
             return chain
         if len(parts) > _MAX_CHAIN:
             chain.trouble.append(Gap(Reason.MALFORMED, f"{len(parts)} layers below the writable one", where))
@@ -257,7 +258,7 @@ class LayerStore:
             try:
                 target = _TARGET.fullmatch(home.files.folder.link(b"l", short[1]))
             except (OSError, MalformedError) as error:
-                trouble = trouble or _gap("the short link of a layer", error, link)
+                trouble = trouble or gap_of("the short link of a layer", error, link)
                 continue
             if target is not None:
                 self._add(chain, target[1].decode("ascii"), link, "")
@@ -340,10 +341,3 @@ def _kind(folder: Folder, *parts: bytes) -> Kind | None:
         return folder.kind(*parts)
     except (OSError, MalformedError):
         return None
-
-
-def _gap(what: str, error: OSError | MalformedError, where: bytes) -> Gap:
-    if isinstance(error, OSError):
-        reason = Reason.MALFORMED if isinstance(error, FileNotFoundError | NotADirectoryError) else reason_of(error)
-        return Gap(reason, f"{what}: {error.strerror}", where)
-    return Gap(Reason.MALFORMED, f"{what}: {error}", where)

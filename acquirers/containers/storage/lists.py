@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from acquirers.base import Kind
 from acquirers.containers.records import MalformedError, Records
-from acquirers.files.tree import open_noatime
 
 if TYPE_CHECKING:
     from acquirers.files.tree import Tree
@@ -44,24 +41,6 @@ class Folder(Records):
     @classmethod
     def open_at(cls, host: Host, path: bytes) -> Folder:
         return cls(host.tree(path))
-
-    def open_file(self, *parts: bytes) -> int:
-        """A descriptor of a regular file, no link on the way. Raises `OSError` or `MalformedError`."""
-        directory = self._directory(parts[:-1])
-        try:
-            name = parts[-1]
-            if name in {b"", b".", b".."} or b"/" in name or b"\0" in name:
-                raise MalformedError("a name that is not one component of a path")
-            mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-            if not stat.S_ISREG(mode):
-                raise MalformedError(f"a {Kind.of_mode(mode)}, where a file should be")
-            fd = open_noatime(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, directory)
-        finally:
-            os.close(directory)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise MalformedError("changed its type while it was opened")
-        return fd
 
     def chunks(self, *parts: bytes, limit: int = MAX_LIST) -> Iterator[bytes]:
         """The content in pieces. Raises `MalformedError` at `limit` bytes, when all up to there was given."""

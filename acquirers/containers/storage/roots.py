@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from acquirers.base import Flag, FlagKind, Gap, Reason, reason_of
-from acquirers.containers.paths import mount_of, resolve, within
+from acquirers.containers.paths import mount_of, resolve
 from acquirers.containers.records import MalformedError, Records, TooManyNamesError
+from acquirers.containers.search import MAX_TOLD, Findings, outermost
 from acquirers.containers.storage.processes import live_processes
 from acquirers.containers.storage.settings import Told, User, expand, is_cut, parse_config, parse_users
 from acquirers.root import ForeignMountError, TooLargeError
@@ -45,8 +46,6 @@ _MAX_CONFIG = 1 << 16
 _MAX_PASSWD = 4 << 20
 _MAX_NAMES = 10_000
 _MAX_PATH = 4096
-_MAX_TOLD = 1000
-"""Graph roots, gaps and flags of the search that are kept."""
 _MAX_SOURCES = 20
 
 
@@ -85,8 +84,10 @@ class GraphRoot(msgspec.Struct):
         self.transient |= told.transient
 
 
-class Found(msgspec.Struct):
+class Found(Findings):
     """What discovery brought."""
+
+    what = "graph roots"
 
     roots: list[GraphRoot] = msgspec.field(default_factory=list)
     denied: list[bytes] = msgspec.field(default_factory=list)
@@ -96,18 +97,6 @@ class Found(msgspec.Struct):
     """Configuration files of any kind outside of the usual directories."""
     homes: list[bytes] = msgspec.field(default_factory=list)
     """Homes in which there is something of podman."""
-    gaps: list[Gap] = msgspec.field(default_factory=list)
-    flags: list[Flag] = msgspec.field(default_factory=list)
-
-    def gap(self, gap: Gap) -> None:
-        if len(self.gaps) < _MAX_TOLD and gap not in self.gaps:
-            more = Gap(Reason.LIMIT, f"{_MAX_TOLD} gaps of the search for graph roots: further ones are not told")
-            self.gaps.append(gap if len(self.gaps) < _MAX_TOLD - 1 else more)
-
-    def flag(self, flag: Flag) -> None:
-        if len(self.flags) < _MAX_TOLD:
-            more = Flag(flag.kind, f"{_MAX_TOLD} flags of the search for graph roots: further ones are not told")
-            self.flags.append(flag if len(self.flags) < _MAX_TOLD - 1 else more)
 
 
 def find_roots(host: Host) -> Found:
@@ -136,25 +125,8 @@ def find_roots(host: Host) -> Found:
             search.candidate(match[1], "a mounted overlay filesystem", Told())
     for user in _users(host, search.found):
         search.home(user, rootless)
-    _leave_out_nested(search.found)
+    search.found.roots = outermost(search.found.roots, _STORED, "graph root", search.found)
     return search.found
-
-
-def _leave_out_nested(found: Found) -> None:
-    """Podman in podman: what lies in a volume or in a layer of another root is stored there, once."""
-    if len(found.roots) > _MAX_TOLD:
-        detail = f"{len(found.roots)} graph roots, of which {_MAX_TOLD} are taken"
-        found.gaps.append(Gap(Reason.LIMIT, detail, found.roots[_MAX_TOLD].path))
-        del found.roots[_MAX_TOLD:]
-    outer = []
-    for root in found.roots:
-        inside = (root.path[len(other.path) :] for other in found.roots if within(root.path, other.path))
-        if not any(_STORED.match(path) for path in inside):
-            outer.append(root)
-            continue
-        detail = "a graph root inside of another one: stored with the volume or the layer that it lies in"
-        found.flags.append(Flag(FlagKind.ELSEWHERE, detail, root.path))
-    found.roots = outer
 
 
 class _Search:
@@ -259,7 +231,7 @@ class _Search:
         told = self.config(path)
         if told is None:
             return
-        if path not in self.found.configs and len(self.found.configs) < _MAX_TOLD:
+        if path not in self.found.configs and len(self.found.configs) < MAX_TOLD:
             self.found.configs.append(path)
         self.told(told, f"named in {_readable(path)}, {how}", config=path, pid=pid)
 

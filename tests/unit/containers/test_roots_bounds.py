@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from acquirers.base import Reason
+from acquirers.containers import search
 from acquirers.containers.docker import roots, settings
 from acquirers.containers.docker.roots import Found, find_roots
 from acquirers.host import Host, Mode
@@ -94,7 +95,7 @@ def test_a_data_root_with_too_many_names(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_many_sources_and_many_gaps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roots, "_MAX_TOLD", 10)
+    monkeypatch.setattr(search, "MAX_TOLD", 10)
     (root / "var/lib/docker/containers").mkdir(parents=True)
     drop_ins = root / "etc/systemd/system/docker.service.d"
     drop_ins.mkdir(parents=True)
