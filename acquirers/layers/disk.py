@@ -10,7 +10,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from acquirers import syscalls
-from acquirers.base import Kind
 from acquirers.files import look
 from acquirers.files.tree import DIRECTORY, open_noatime
 from acquirers.layers.proof import Found
@@ -68,20 +67,7 @@ class Directory:
             raise
         if seen.attributes.error is not None:
             raise seen.attributes.error  # one that is not known could be any
-        found = seen.stat
-        kind = Kind.of_mode(found.mode)
-        return Found(
-            kind=kind,
-            mode=stat.S_IMODE(found.mode),
-            uid=found.uid,
-            gid=found.gid,
-            mtime_ns=found.mtime_ns,
-            size=found.size if kind is Kind.FILE else 0,
-            device=(os.major(found.rdev), os.minor(found.rdev)),
-            target=seen.target or b"",
-            xattrs=seen.attributes.values,
-            identity=(found.dev, found.ino),
-        )
+        return Found.of(seen.stat, seen.target, seen.attributes.values)
 
     def read(self, name: bytes) -> Iterator[bytes]:
         directory, base = self._directory(name)

@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import stat
 import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -26,6 +27,9 @@ from acquirers.layers import headers
 from acquirers.layers.crc64 import crc64
 from acquirers.layers.headers import Header, HeaderError
 from acquirers.layers.tarsplit import Content, Segment, TarSplitError
+
+if TYPE_CHECKING:
+    from acquirers.syscalls import Stat
 
 MAX_DIFFERENCES = 200
 """That are named; further ones are counted."""
@@ -65,6 +69,23 @@ class Found(msgspec.Struct, frozen=True):
     target: bytes = b""
     xattrs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     identity: object = None
+
+    @classmethod
+    def of(cls, seen: Stat, target: bytes | None, xattrs: Mapping[bytes, bytes]) -> Found:
+        """As it was looked at, on the machine or in an archive."""
+        kind = Kind.of_mode(seen.mode)
+        return cls(
+            kind=kind,
+            mode=stat.S_IMODE(seen.mode),
+            uid=seen.uid,
+            gid=seen.gid,
+            mtime_ns=seen.mtime_ns,
+            size=seen.size if kind is Kind.FILE else 0,
+            device=(os.major(seen.rdev), os.minor(seen.rdev)),
+            target=target or b"",
+            xattrs=xattrs,
+            identity=(seen.dev, seen.ino),
+        )
 
 
 class Files(Protocol):

@@ -11,7 +11,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from acquirers.base import MAX_CHUNK, Kind
+from acquirers.base import MAX_CHUNK
 from acquirers.layers import tarsplit
 from acquirers.layers.proof import MODES, OPAQUE, Found, Proof, Rules, prove
 from agent.analysis.containers import bytes_of
@@ -149,20 +149,7 @@ class Files:
         node = self._index.node(self._native(name))
         if node is None:
             return None
-        found = node.stat
-        kind = Kind.of_mode(found.mode)
-        return Found(
-            kind=kind,
-            mode=stat.S_IMODE(found.mode),
-            uid=found.uid,
-            gid=found.gid,
-            mtime_ns=found.mtime_ns,
-            size=found.size if kind is Kind.FILE else 0,
-            device=(os.major(found.rdev), os.minor(found.rdev)),
-            target=node.target or b"",
-            xattrs=node.xattrs,
-            identity=(found.dev, found.ino),
-        )
+        return Found.of(node.stat, node.target, node.xattrs)
 
     def read(self, name: bytes) -> Iterator[bytes | memoryview]:
         content = self._index.content(self._native(name))
