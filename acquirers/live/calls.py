@@ -86,9 +86,3 @@ def open_below(root: int, path: bytes) -> int:
             os.close(here)
         here = below
     return here
-
-
-def used_bytes(fd: int) -> int:
-    """Bytes in use on the filesystem behind `fd` (`fstatvfs(3)`)."""
-    found = os.fstatvfs(fd)
-    return max(0, found.f_blocks - found.f_bfree) * found.f_frsize

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from typing import Protocol
 
 import msgspec
 
@@ -79,9 +78,3 @@ class Block(msgspec.Struct):
         if at < self.end:
             found.append((at, self.end))
         return found
-
-
-class Watcher(Protocol):
-    """Looks at every block of the image as it passes. Must not keep `block.data`, only copies of small parts."""
-
-    def block(self, block: Block) -> None: ...

@@ -54,11 +54,6 @@ class UnavailableError(Exception):
         self.errno = error.errno or 0
 
 
-def supported() -> bool:
-    """Whether the number of bpf(2) is known here."""
-    return platform.machine() in _NR_BPF
-
-
 def _insn(code: int, target: int = 0, source: int = 0, off: int = 0, imm: int = 0) -> bytes:
     return _INSN.pack(code, source << 4 | target, off, imm)
 

@@ -118,12 +118,6 @@ def plaintext_of(run: StoredRun, name: str, identities: Sequence[Identity]) -> I
         blob.close()
 
 
-def manifest_records(run: StoredRun, attempt: int, identities: Sequence[Identity]) -> Iterator[dict[str, object]]:
-    """The records of one attempt's manifest."""
-    name = f"attempt-{attempt}/manifest.jsonl{SUFFIX}"
-    yield from records(plaintext_of(run, name, identities), name)
-
-
 def check_plaintext(run: StoredRun, identities: Sequence[Identity], damage: Damage, watch: Watch) -> None:
     """Opens everything and compares. Raises `IdentityError` when no identity opens the run."""
     try:

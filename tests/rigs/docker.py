@@ -13,8 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -402,10 +401,3 @@ def make_rootfs(root: Path) -> None:
         (root / name).write_text(content)
     (root / "etc/shadow").chmod(0o600)
     os.chown(root / "home/app", 1000, 1000)
-
-
-@contextmanager
-def private_docker(directory: Path, *, as_default: bool = False) -> Iterator[PrivateDocker]:
-    """The same as `with PrivateDocker(directory)`, for fixtures."""
-    with PrivateDocker(directory, as_default=as_default) as docker:
-        yield docker
