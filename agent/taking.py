@@ -89,22 +89,26 @@ class Taker:
         self._names, self._watch, self._outcome, self._observe = names, watch, outcome, observe
         self._writer: PieceWriter | None = None
         self._ended = threading.Event()
+        self._looking = threading.Thread(target=self._look_after, name="looking-after", daemon=True)
         self.account_failed = False
         """Something failed between the first line on a whole item and its last record, or nobody knows whether a record
         was stored: manifest and receipt would disagree with the chain of records."""
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._look_after, name="looking-after", daemon=True).start()
+        self._looking.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._looking.join(PROGRESS_EVERY_S)  # not for ever: who is told may not listen
 
     def _look_after(self) -> None:
         """Tells when the store takes nothing, and lets a run that was told to stop not wait for that."""
         stopped = moved = told = time.monotonic()
         before: tuple[int, ...] = ()
-        while not self._ended.wait(PROGRESS_EVERY_S):
+        ended = False
+        while not ended:
+            ended = self._ended.wait(PROGRESS_EVERY_S)  # one look more, so that nobody goes on believing that it waits
             moment, writer = time.monotonic(), self._writer
             if not self._watch.stop.reason:
                 stopped = moment
