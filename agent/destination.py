@@ -58,6 +58,8 @@ class Given(msgspec.Struct, frozen=True):
     """The channel, which has said hello."""
     credentials: Credentials | None = None
     """Of a session that does without the channel: `impound finish` completes what it leaves."""
+    delivered: dict[str, str] = {}
+    """How the controller says that it reached this machine."""
 
 
 def open_store(job: Job, path: str, budget: Budget, given: Given | None, hurry: Callable[[], bool]) -> Store:

@@ -223,6 +223,9 @@ class _Run:
                 "machine": plain({"boot_id": facts["boot_id"], "clock": facts["clock"]}),
             },
         )
+        if self._given is not None and self._given.delivered:
+            attempt.manifest.add({"type": "delivered", "how": self._given.delivered})
+            attempt.log.add("delivered", {"how": self._given.delivered})
         limits: dict[str, object] = {"workers": self._budget.workers, "memory": self._budget.ceiling}
         attempt.log.add("limits", limits | {"not_applied": self._notes})
         _log_clock(store, attempt, "start")

@@ -126,6 +126,8 @@ class Start(Message, tag="start", frozen=True, forbid_unknown_fields=True):
     job: msgspec.Raw
     credentials: Credentials | None = None
     run: str = ""
+    delivered: dict[str, str] = {}
+    """How the controller reached the host, in its own words: for the host's account."""
 
 
 class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -151,7 +151,7 @@ def perform_over_channel() -> int:
                     stop.because(f"the controller is gone: {why}")
 
             end.listen(stop, on_lost)
-            given = Given(end, start.credentials if alone else None)
+            given = Given(end, start.credentials if alone else None, start.delivered)
             outcome = run(job, end.observe, stop, given=given, run_id=start.run)
         except ImpoundError as error:
             end.refuse(str(error), error.exit_code)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections import deque
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,12 +23,13 @@ from agent.errors import ImpoundError, StoreError, UsageError
 from agent.job import Job, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from agent.cli.display import Display
     from agent.custody.countersign import Countersigner
     from agent.delivery.ledger import Ledger
+    from agent.delivery.remote import Reach, Reached
     from agent.delivery.session import Minter
     from agent.delivery.told import Told
     from agent.events import Event
@@ -35,8 +37,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-PLANNED = {"ssh", "ssm", "kubectl", "ecs"}
+KINDS = ("ssh",)
+"""Kinds with a file of their own, which is imported when it is asked for."""
+PLANNED = {"ssm", "kubectl", "ecs"}
 """Kinds of the design that this version does not have."""
+ACQUIRE = ("acquire", "--job", "-", "--channel")
+"""What the agent on the far side is started with."""
 MAX_KEPT = 50
 """Lines of a program's standard error that are kept for its end."""
 MAX_UPLOADS = 10_000
@@ -95,10 +101,19 @@ def job_options(function: F) -> F:
 class _Kinds(click.Group):
     """Shows in its own help what every kind is told."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *KINDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in KINDS:
+            found: click.Command = import_module(f"agent.cli.deploy_{cmd_name}").command
+            return found
+        return super().get_command(ctx, cmd_name)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] in PLANNED and args[0] not in self.commands:
+        if args[0] in PLANNED:
             raise UsageError(
                 f"`deploy {args[0]}` is not part of this version: `deploy command … -- ARGV` goes through any program "
                 "that connects, such as ssh -T root@web-1 /run/impound"
@@ -107,7 +122,9 @@ class _Kinds(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows: dict[str, str] = {}
-        for kind in self.commands.values():
+        for name in self.list_commands(ctx):
+            kind = self.get_command(ctx, name)
+            assert kind is not None  # noqa: S101 - it is of the list
             options_of = [one for one in kind.params if isinstance(one, click.Option)]
             rows |= dict(row for one in options_of if (row := one.get_help_record(ctx)) is not None)
         with formatter.section("Options of every kind"):
@@ -142,7 +159,13 @@ def through_command(argv: tuple[str, ...], as_json: bool, **values: Any) -> int:
     \b
     Exit code: as for `acquire`; 3, too, when the channel broke (what was stored is valid and partial).
     """
-    return perform([*argv, "acquire", "--job", "-", "--channel"], values, as_json=as_json)
+    from agent.delivery.remote import Reached
+    from agent.delivery.through import Program
+
+    def reach(on_line: Callable[[bytes], object]) -> Reached:
+        return Reached(Program([*argv, *ACQUIRE], on_line), {"transport": "command", "program": printable(argv[0])})
+
+    return perform(reach, values, as_json=as_json)
 
 
 def read_job(values: dict[str, Any]) -> Job:
@@ -212,11 +235,11 @@ def _ledger(state: str, run: str, *, goes_on: bool) -> Ledger:
     return Ledger.create(base, run)
 
 
-def perform(argv: Sequence[str], values: dict[str, Any], *, as_json: bool) -> int:
-    """One run through one program: starts it, answers it, prints the result, and gives the exit code."""
+def perform(reach: Reach, values: dict[str, Any], *, as_json: bool) -> int:
+    """One run on one host: reaches it, answers it, prints the result, and gives the exit code."""
     from agent.cli.display import make_display
     from agent.delivery.controller import Controller
-    from agent.delivery.through import BROKEN_GRACE_S, GRACE_S, Program
+    from agent.delivery.through import BROKEN_GRACE_S, GRACE_S
     from agent.ids import uuid7
     from agent.stores.s3.client import standard
     from agent.stores.s3.place import parse_place
@@ -233,11 +256,11 @@ def perform(argv: Sequence[str], values: dict[str, Any], *, as_json: bool) -> in
     heard = _Heard()
     with (
         _ledger(values["state"], run, goes_on=job.earlier is not None) as ledger,
+        _reached(reach, heard, ledger) as reached,
         make_display(as_json=as_json) as display,
-        Program(argv, heard.line) as program,
     ):
-        observe = _escaping(display, heard)
-        controller = Controller(job, run, client, ledger, minter=minter, observe=observe)
+        program, observe = reached.remote, _escaping(display, heard)
+        controller = Controller(job, run, client, ledger, minter=minter, observe=observe, delivered=reached.how)
 
         def end(number: int, _frame: FrameType | None) -> None:
             controller.request_stop(signal.Signals(number).name)
@@ -269,6 +292,25 @@ def perform(argv: Sequence[str], values: dict[str, Any], *, as_json: bool) -> in
         result |= {"countersigner": countersigner} if countersigner else {"not_countersigned": why}
     emit(result)
     return ending.code
+
+
+@contextlib.contextmanager
+def _reached(reach: Reach, heard: _Heard, ledger: Ledger) -> Iterator[Reached]:
+    """A host that was reached, and is left in any case. That it could not be stands in the ledger."""
+    from agent.delivery.notes import Ended, Found
+    from agent.delivery.ssh.hostkeys import HostKeyError
+
+    try:
+        reached = reach(heard.line)
+    except ImpoundError as error:
+        if isinstance(error, HostKeyError):
+            ledger.note(Found(str(error)[:1000]))
+        ledger.note(Ended("refused" if error.exit_code == 2 else "failed", str(error)[:1000]))
+        raise
+    try:
+        yield reached
+    finally:
+        reached.remote.end(0.0)
 
 
 def _countersigner(text: str, job: Job) -> Countersigner | None:

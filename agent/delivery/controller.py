@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,7 +28,7 @@ from agent.channel.framing import ChannelError, Reader, SilentError, Writer
 from agent.channel.host import VERSION
 from agent.custody.attempt import TOOL
 from agent.delivery.grants import Bounds, Dictated, Grants, check_hello
-from agent.delivery.notes import Declined, Ended, Found, Greeted, Heading, Opened, Reported
+from agent.delivery.notes import Arrived, Declined, Ended, Found, Greeted, Heading, Opened, Reported
 from agent.delivery.pace import Pace
 from agent.delivery.service import Service, kind_of
 from agent.delivery.told import Told, judge, receipt_of
@@ -75,10 +75,12 @@ class Controller:
         bounds: Bounds | None = None,
         silence_s: float = SILENCE_S,
         stop_s: float = STOP_S,
+        delivered: Mapping[str, str] | None = None,
     ) -> None:
         """`client`: S3 for control calls, with the responder's right. `minter`: for authority session.
 
-        `observe` gets the host's events: bounded, of the right types, and not escaped. Raises `UsageError`.
+        `delivered`: how the host was reached. `observe` gets the host's events: bounded, of the right types, and not
+        escaped. Raises `UsageError`.
         """
         if job.s3.authority not in {"session", "broker"}:
             raise UsageError("a controller gives a host the authority session or broker")
@@ -94,6 +96,7 @@ class Controller:
         self._job, self._client, self._ledger, self._minter = job, client, ledger, minter
         self._observe, self._bounds = observe, bounds or Bounds()
         self._silence_s, self._stop_s = silence_s, stop_s
+        self._delivered = dict(delivered or {})
         self._place = parse_place(job.to)
         self._grants = Grants(ledger.state, self._bounds)
         self._service: Service | None = None
@@ -129,13 +132,15 @@ class Controller:
         digest = hashlib.sha256(document).hexdigest()
         attempt, authority = self._dictated.attempt, self._job.s3.authority
         self._ledger.note(Opened(self.run, self._job.case, self._job.to, authority, attempt, TOOL, digest))
+        if self._delivered:
+            self._ledger.note(Arrived(self._delivered))
         reader = Reader(from_host, msgspec.json.Decoder(say.FromHost), "host")
         reader.wake_by(self._wake_read, self._tell_stop)
         self._writer = Writer(to_host, "host")
         self._workers = Workers(WORKERS, "controller")
         why = ""
         try:
-            self._writer.post(say.Start(msgspec.Raw(document), run=self.run), ANSWER_S)
+            self._writer.post(say.Start(msgspec.Raw(document), run=self.run, delivered=self._delivered), ANSWER_S)
             why = self._hear(reader)
         except SilentError as error:
             why = self._in_time() or str(error)

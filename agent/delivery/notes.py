@@ -35,6 +35,13 @@ class Opened(Note, frozen=True, forbid_unknown_fields=True):
     job_sha256: str
 
 
+class Arrived(Note, frozen=True, forbid_unknown_fields=True):
+    """The host was reached, by this way: host keys, the agent's digest, and what else is known of it."""
+
+    event = "reached"
+    how: dict[str, str]
+
+
 class Greeted(Note, frozen=True, forbid_unknown_fields=True):
     """What the host said of itself."""
 
@@ -171,8 +178,8 @@ class Ended(Note, frozen=True, forbid_unknown_fields=True):
 NOTES: dict[str, type[Note]] = {
     one.event: one
     for one in (
-        Opened, Greeted, Begun, PartSigned, Completing, Storing, Appeared, Unmade, Heading, Minted, Declined, Found,
-        Reported, Torn, Ended,
+        Opened, Arrived, Greeted, Begun, PartSigned, Completing, Storing, Appeared, Unmade, Heading, Minted, Declined,
+        Found, Reported, Torn, Ended,
     )
 }  # fmt: skip
 

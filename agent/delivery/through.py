@@ -15,15 +15,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Self
 
+from agent.delivery.lines import Lines
 from agent.errors import UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-MAX_LINE = 2000
-"""Bytes of a line that are passed on."""
-MAX_SAID = 1 << 20
-"""Bytes that are passed on; what follows is thrown away."""
 GRACE_S = 10.0
 """Until a program that has nothing left to read must have ended."""
 BROKEN_GRACE_S = 2.0
@@ -48,9 +45,8 @@ class Program:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise UsageError(f"{argv[0]!r} cannot be started: {why}") from error
-        self._said = 0
         self._listener = threading.Thread(
-            target=self._listen, args=(_pipe(self._process.stderr), on_line), name="program-stderr", daemon=True
+            target=Lines(on_line).read, args=(self._read_error,), name="program-stderr", daemon=True
         )
         self._listener.start()
 
@@ -67,8 +63,10 @@ class Program:
     def end(self, grace_s: float = GRACE_S) -> int:
         """Closes what it reads, and ends it and all that it started if it does not end by itself.
 
-        Gives its exit code; negative is the signal that ended it.
+        Gives its exit code; negative is the signal that ended it. Ended already, it does nothing.
         """
+        if _pipe(self._process.stdout).closed:
+            return self._process.returncode if self._process.returncode is not None else -int(signal.SIGKILL)
         with contextlib.suppress(OSError):
             _pipe(self._process.stdin).close()
         for number, wait_s in ((0, grace_s), (signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S)):
@@ -92,38 +90,13 @@ class Program:
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
-        if not _pipe(self._process.stdout).closed:
-            self.end(0.0)
+        self.end(0.0)
 
-    def _listen(self, pipe: IO[bytes], on_line: Callable[[bytes], object]) -> None:
-        rest, skipping = b"", False
-        while data := self._read(pipe):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if not skipping:
-                    self._tell(line, on_line)
-                skipping = False
-            if len(rest) > MAX_LINE:
-                if not skipping:
-                    self._tell(rest, on_line)
-                rest, skipping = b"", True
-        if rest and not skipping:
-            self._tell(rest, on_line)
-
-    @staticmethod
-    def _read(pipe: IO[bytes]) -> bytes:
+    def _read_error(self) -> bytes:
         try:
-            return os.read(pipe.fileno(), 1 << 16)
+            return os.read(_pipe(self._process.stderr).fileno(), 1 << 16)
         except (OSError, ValueError):
             return b""
-
-    def _tell(self, line: bytes, on_line: Callable[[bytes], object]) -> None:
-        if self._said > MAX_SAID:
-            return
-        self._said += len(line) + 1
-        on_line(line[:MAX_LINE] + (b" ..." if len(line) > MAX_LINE else b""))
-        if self._said > MAX_SAID:
-            on_line(b"(it says more, which is not shown)")
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

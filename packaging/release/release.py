@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ import rpm  # noqa: E402
 import tree  # noqa: E402
 
 from agent.custody.countersign import LocalCountersigner, parse_signing_key  # noqa: E402
+from agent.delivery.released import RELEASED  # noqa: E402
 from agent.errors import ImpoundError  # noqa: E402
 from agent.installation import SIGNATURE, SUMS  # noqa: E402
 
@@ -64,15 +67,24 @@ def release(machines: list[str], signer: LocalCountersigner | None, out: Path) -
         _made(image.build, "umoci", binary, machine, when, out / f"impound-{version}-{architecture}.oci.tar")
     distributor.build(made, version, when, out / "distributor")
     _say("the package for SSM Distributor")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, ROOT],
-        check=True, timeout=600, env={**os.environ, "SOURCE_DATE_EPOCH": str(when)},
-    )  # fmt: skip
+    released = ROOT / "agent/delivery" / RELEASED
+    released.write_text(json.dumps({machine: _sha256(binary) for machine, binary in made.items()}))
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, ROOT],
+            check=True, timeout=600, env={**os.environ, "SOURCE_DATE_EPOCH": str(when)},
+        )  # fmt: skip
+    finally:
+        released.unlink()
     _say("the wheel")
     (out / SUMS).write_text(tree.sums(out))
     if signer is not None:
         (out / SIGNATURE).write_text(tree.signature(signer, out / SUMS))
         (out / "signer.pem").write_bytes(tree.public(signer))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _made(

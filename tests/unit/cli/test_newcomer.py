@@ -241,7 +241,7 @@ def test_misspelt_names_are_answered_with_near_ones(case: Case, tmp_path: Path) 
     one_line(impound("plna"), 2, "did you mean 'plan'")
     one_line(impound("help"), 2, "impound --help")
     one_line(impound("report", case.run), 2, "not part of this version")
-    one_line(impound("deploy", "ssh", "web-1"), 2, "not part of this version", "deploy command")
+    one_line(impound("deploy", "ssm", "i-0abc"), 2, "not part of this version", "deploy command")
     one_line(impound("export", "lgs", case.run, "-o", tmp_path / "o"), 2, "did you mean 'logs'")
     skips = [word for name in ("snapshot", "memory", "containers", "live", "logs") for word in ("--skip", name)]
     one_line(impound(*plan, *skips), 2, "nothing is left to acquire")

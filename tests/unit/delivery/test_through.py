@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.delivery.through import MAX_LINE, MAX_SAID, Program
+from agent.delivery.lines import MAX_LINE, MAX_SAID
+from agent.delivery.through import Program
 from agent.errors import UsageError
 
 
