@@ -8,6 +8,7 @@ import msgspec
 
 from agent.errors import StoreError, StoreFullError, UsageError
 from agent.stores.directory import DirectoryStore
+from agent.stores.relay import RELAY, RelayStore
 from agent.stores.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 SCHEME = "s3://"
 
 
+def is_relay(to: str) -> bool:
+    """Whether a destination means the other end of the channel."""
+    return to == RELAY
+
+
 def is_bucket(to: str) -> bool:
     """Whether a destination means S3."""
     return to.startswith(SCHEME)
@@ -32,6 +38,8 @@ def is_bucket(to: str) -> bool:
 def check_authority(job: Job, *, channel: bool) -> None:
     """Whether somebody gave this run the right to store. Raises `UsageError`."""
     authority = job.s3.authority
+    if is_relay(job.to) and not channel:
+        raise UsageError("--to - goes over the channel of a controller: use `impound deploy … --relay`")
     if not is_bucket(job.to):
         if authority:
             raise UsageError("--authority is for a bucket: --to s3://…")
@@ -71,6 +79,10 @@ def open_store(job: Job, path: str, budget: Budget, given: Given | None, hurry: 
     """
     resume = job.earlier is not None
     throttle = Throttle(job.limits.max_mbit) if job.limits.max_mbit is not None else None
+    if is_relay(job.to):
+        if given is None:
+            raise UsageError("--to - goes over the channel of a controller")
+        return RelayStore(given.end, throttle)
     try:
         if is_bucket(job.to):
             return _bucket(job, path, budget, throttle, given, hurry)

@@ -185,6 +185,8 @@ def check_destination_name(to: str) -> None:
         to.encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError("the destination has a name that is not UTF-8") from None
+    if to == "-":  # the other end of the channel
+        return
     if not (to.startswith(("/", "s3://")) and to.isprintable()):
         raise UsageError(f"the destination {to[:80]!r} is no absolute path without control characters")
 

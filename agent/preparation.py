@@ -169,6 +169,8 @@ def read_recipients(job: Job) -> list[Recipient]:
 
 def check_place(job: Job, prepared: Prepared) -> None:
     """Whether the destination may be written to. Raises `UsageError`."""
+    if job.to == "-":  # nothing is written here
+        return
     if job.to.startswith("s3://"):
         from agent.stores.s3.place import parse_place
 

@@ -21,7 +21,7 @@ from agent.custody.attempt import TOOL, Attempt
 from agent.custody.manifest import plain
 from agent.custody.resuming import machine_of
 from agent.custody.signing import AttemptKey
-from agent.destination import Given, check_authority, is_bucket, open_store
+from agent.destination import Given, check_authority, is_bucket, is_relay, open_store
 from agent.errors import ImpoundError, StoppedError, StoreError, UsageError
 from agent.ids import uuid7
 from agent.limits import DIRECTORY, S3, lower_priority, make_budget
@@ -250,7 +250,8 @@ class _Run:
     def _describe(self, store: Store) -> dict[str, object]:
         """Where evidence goes, for the manifest."""
         s3 = self._job.s3
-        about: dict[str, object] = {"kind": S3 if is_bucket(self._job.to) else DIRECTORY, "location": store.location}
+        kind = store.authority if is_relay(self._job.to) else S3 if is_bucket(self._job.to) else DIRECTORY
+        about: dict[str, object] = {"kind": kind, "location": store.location}
         about["authority"] = store.authority
         if is_bucket(self._job.to):
             about |= {"endpoint": s3.endpoint_url, "bucket_owner": s3.bucket_owner}

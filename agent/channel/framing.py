@@ -1,4 +1,6 @@
-"""JSON Lines over file descriptors: one message a line, bounded on the way in, never blocking for ever on the way out.
+"""JSON Lines over file descriptors: one message a line, and behind some of them bytes as they are.
+
+Bounded on the way in, never blocking for ever on the way out.
 
 What comes in is decoded strictly against one union of messages; whatever is no message ends the channel with a clear
 word (`ChannelError`). What goes out is queued and written by a thread of its own: the other side may stop reading.
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from agent.channel.messages import MAX_MESSAGE
+from agent.channel.messages import MAX_MESSAGE, Data
 from agent.errors import UnreachableError
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Reader(Generic[M]):
         self._poll.register(fd, select.POLLIN)
         self._wake_fd = -1
         self._on_wake: Callable[[], float | None] = lambda: None
+        self.payload = b""
+        """The bytes that came behind the last message."""
 
     def wake_by(self, fd: int, on_wake: Callable[[], float | None]) -> None:
         """A byte on `fd` (a pipe, not blocking) calls `on_wake` in the thread that reads.
@@ -89,9 +93,22 @@ class Reader(Generic[M]):
         del self._buffer[: end + 1]
         self._scanned = 0
         try:
-            return self._decoder.decode(line)
+            message = self._decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
             raise ChannelError(f"the {self._who} sent what is no message: {str(error)[:200]}") from error
+        self.payload = self._take(message.size) if isinstance(message, Data) else b""
+        return message
+
+    def _take(self, size: int) -> bytes:
+        """The next `size` bytes, as they are."""
+        while len(self._buffer) < size:
+            data = self._read()
+            if not data:
+                raise ChannelError(f"the {self._who} ended in the middle of a message")
+            self._buffer += data
+        taken = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return taken
 
     def _limit(self) -> int:
         return MAX_MESSAGE if self._buffer.startswith(_LONG) else MAX_PLAIN
@@ -135,9 +152,9 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="channel-writer", daemon=True)
         self._thread.start()
 
-    def post(self, message: Message, timeout_s: float) -> None:
-        """Queues a message, waiting for room. Raises `ChannelError`."""
-        line = _encode(message)
+    def post(self, message: Message, timeout_s: float, payload: bytes = b"") -> None:
+        """Queues a message and what follows it, waiting for room. Raises `ChannelError`."""
+        line = _encode(message) + payload
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not self._failed and self._size and self._size + len(line) > ROOM:

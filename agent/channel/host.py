@@ -28,9 +28,12 @@ from agent.channel.messages import (
     MAX_SMALL_OBJECT,
     Begin,
     Begun,
+    Broken,
     Complete,
     Credentials,
+    Data,
     Done,
+    Drop,
     FromController,
     Head,
     Hello,
@@ -44,6 +47,7 @@ from agent.channel.messages import (
     Signed,
     Start,
     Stop,
+    Whole,
 )
 from agent.errors import (
     AuthorityError,
@@ -101,6 +105,7 @@ class HostEnd:
         self._listener: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._look: Callable[[], tuple[str, int]] | None = None
+        self._broken: dict[str, StoreError] = {}
         self._on_stop: Callable[[str], object] = lambda _signal: None
         self._on_lost: Callable[[str], object] | None = None
 
@@ -216,6 +221,29 @@ class HostEnd:
         sums = [PartSum(size, sha256.hex()) for size, sha256 in parts]
         self._ask(lambda number: Complete(number, name, upload, sums), Done, self._complete_s)
 
+    def data(self, name: str, piece: bytes) -> None:
+        """A piece of an object that was begun (relay), of `MAX_DATA` bytes at the most. Waits for room.
+
+        Raises `StoreError`, also where the controller said that it cannot store the object.
+        """
+        with self._lock:
+            if (error := self._broken.get(name)) is not None:
+                raise error
+            if self._lost:
+                raise UnreachableError(f"the controller takes nothing more: {self._lost}")
+        self._writer.post(Data(name, len(piece)), self._complete_s, piece)
+
+    def whole(self, name: str, size: int) -> None:
+        """Tells that all of an object was sent (relay); returns when it is durable. Raises `StoreError`."""
+        self._ask(lambda number: Whole(number, name, size), Done, self._complete_s)
+
+    def drop(self, name: str) -> None:
+        """Gives an object up that was begun (relay). Never raises."""
+        try:
+            self._writer.post(Drop(name), self._deadline_s)
+        except UnreachableError:
+            pass  # whoever is gone has no object of it either
+
     def renew(self) -> Credentials:
         """Credentials for this run, new ones each time. After `hello`. Raises `StoreError`."""
         return self._ask(Renew, Renewed).credentials
@@ -273,6 +301,9 @@ class HostEnd:
             while (message := self._reader.receive()) is not None:
                 if isinstance(message, Stop):
                     self._on_stop(message.signal)
+                elif isinstance(message, Broken):
+                    with self._lock:
+                        self._broken[message.name[:1000]] = _KINDS.get(message.kind, StoreError)(message.error[:1000])
                 elif not isinstance(message, Start):
                     self._answered(message)
         except ChannelError as error:

@@ -5,7 +5,8 @@
 
 The controller believes nothing that the host says: names are held against `is_object_name`, sizes and counts against
 bounds, and what it signs or completes it notes first. The host believes the controller, which gave it the job.
-Binary data stands as base64. No message is larger than `MAX_MESSAGE`.
+Binary data stands as base64, but for `Data`, behind whose line it follows as it is. No message is larger than
+`MAX_MESSAGE`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ MAX_MESSAGE = 16 << 20
 MAX_SMALL_OBJECT = 10 << 20
 """Bytes of an object that is handed over whole (`Put`)."""
 MAX_PARTS = 10_000
+MAX_DATA = 1 << 20
+"""Bytes that follow one message (`Data`)."""
 
 Hex256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=5 << 30)]
@@ -84,6 +87,27 @@ class Complete(Message, tag="complete", frozen=True, forbid_unknown_fields=True)
     name: Name
     upload: Text
     parts: Annotated[list[PartSum], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
+
+
+class Data(Message, tag="data", frozen=True, forbid_unknown_fields=True):
+    """A piece of an object on its way (relay): so many bytes follow the line, as they are. Not answered."""
+
+    name: Name
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_DATA)]
+
+
+class Whole(Message, tag="whole", frozen=True, forbid_unknown_fields=True):
+    """Every byte of an object was sent (relay). Answered when it is durable where the controller stores it."""
+
+    id: Number
+    name: Name
+    size: Number
+
+
+class Drop(Message, tag="drop", frozen=True, forbid_unknown_fields=True):
+    """An object on its way is given up (relay). Not answered."""
+
+    name: Name
 
 
 class Renew(Message, tag="renew", frozen=True, forbid_unknown_fields=True):
@@ -180,11 +204,19 @@ class Refused(Message, tag="refused", frozen=True, forbid_unknown_fields=True):
     error: str
 
 
+class Broken(Message, tag="broken", frozen=True, forbid_unknown_fields=True):
+    """An object on its way cannot be stored (relay): nothing more of it is wanted. `kind` as in `Refused`."""
+
+    name: str
+    kind: str
+    error: str
+
+
 class Stop(Message, tag="stop", frozen=True, forbid_unknown_fields=True):
     """Ends the run in order, as a signal would."""
 
     signal: str = "SIGTERM"
 
 
-FromHost = Hello | Begin | Sign | Put | Complete | Renew | Head | Event | Result
-FromController = Start | Begun | Signed | Renewed | Done | Refused | Stop
+FromHost = Hello | Begin | Sign | Put | Complete | Data | Whole | Drop | Renew | Head | Event | Result
+FromController = Start | Begun | Signed | Renewed | Done | Refused | Broken | Stop

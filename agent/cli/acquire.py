@@ -264,8 +264,9 @@ def _not_here(outcome: Outcome) -> list[str]:
 
 def _to_complete(outcome: Outcome) -> str:
     pin = f" --signer {outcome.signer}" if outcome.signer else ""
-    if outcome.authority in {"broker", "session"}:
-        return f"on the controller: impound deploy command --resume {outcome.location} … -- …"
+    if outcome.authority in {"broker", "session", "relay"}:
+        place = "…" if outcome.authority == "relay" else outcome.location
+        return f"on the controller: impound deploy … --resume {place}"
     if outcome.authority == "ambient":
         return (
             f"impound resume {outcome.location}{pin} --authority ambient, with credentials that may list and read; "

@@ -143,7 +143,8 @@ def _next(told: Told, ending: Ending, countersigner: str) -> list[str]:
     if told.verdict not in _FINISHED:
         if ending.words.endswith("verify what is stored"):
             return [verify]
-        return [f"impound deploy command --resume {told.location} … -- …"]
+        relay = " --relay" if told.authority == "relay" else ""
+        return [f"impound deploy … --resume {told.location}{relay}, by the way that you came"]
     if ending.code <= 1:
         return (
             [verify] if not countersigner else [f"impound verify {told.location} --signer {countersigner} --identity …"]

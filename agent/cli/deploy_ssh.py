@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.deploy import ACQUIRE, job_options, perform
+from agent.cli.deploy import ACQUIRE
+from agent.cli.deploy_job import job_options
+from agent.cli.deploy_run import perform
 from agent.cli.output import say
 from agent.errors import ImpoundError, UsageError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,7 +72,10 @@ def command(**values: Any) -> int:
     if is_s3(source):
         verdict, finished = _finish_bucket(source, s3, pinned, digests, key, compare, notes, follow=follow)
     else:
-        verdict, finished = _finish_directory(source, pinned, digests, key), None
+        from agent.delivery.countersigning import check_directory_run
+
+        with contextlib.closing(options.one_run(source)) as stored:
+            verdict, finished = check_directory_run(stored, signers=pinned, receipts=digests, key=key), None
     return _tell(verdict, finished, key, notes, as_json=as_json)
 
 
@@ -141,32 +145,6 @@ def _run_at(place: Place, client: Any, s3: S3) -> Place:
     if len(there) > 1:
         raise UsageError(f"there are {len(there)} runs in {place}: name one, such as {max(there)}")
     return parse_place(there.pop())
-
-
-def _finish_directory(source: str, signers: list[str], receipts: list[str], key: Countersigner | None) -> RunVerdict:
-    from agent.custody.countersign import COUNTERSIGNATURE
-    from agent.custody.verify import verify
-    from agent.delivery.countersigning import check_receipt, make_countersignature, may_countersign
-    from agent.stores.directory import DirectoryStore
-
-    stored = options.one_run(source)
-    try:
-        verdict = verify(stored, signers=signers, receipts=receipts)
-    finally:
-        stored.close()
-    check_receipt(verdict, receipts)
-    if key is not None and may_countersign(key, verdict):
-        data = make_countersignature(key, verdict, compared="bytes", told={})
-        above, _, run = stored.location.rstrip("/").rpartition("/")
-        store = DirectoryStore(above, run, resume=True)
-        try:
-            upload = store.begin(COUNTERSIGNATURE)
-            upload.write(data)
-            upload.commit()
-        finally:
-            store.close()
-        verdict.countersigner = key.signer
-    return verdict
 
 
 def _left(finished: Finished) -> list[str]:

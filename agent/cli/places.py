@@ -19,7 +19,8 @@ def check_destination(to: str) -> None:
     """Refuses what is no place, although a directory could be called so. Raises `UsageError`."""
     if to == "-":
         raise UsageError(
-            "--to - (the relay) is not part of this version: give a directory, as --to ./evidence, or s3://BUCKET/PREFIX"
+            "--to - is not part of this version: give a directory, as --to ./evidence, or s3://BUCKET/PREFIX; over a "
+            "channel, `impound deploy … --relay`"
         )
     if to.startswith("-"):
         raise UsageError(f"--to is followed by {to!r}, which looks like an option: a directory of that name is ./{to}")

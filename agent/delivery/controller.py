@@ -30,10 +30,13 @@ from agent.custody.attempt import TOOL
 from agent.delivery.grants import Bounds, Dictated, Grants, check_hello
 from agent.delivery.notes import Arrived, Declined, Ended, Found, Greeted, Heading, Opened, Reported
 from agent.delivery.pace import Pace
+from agent.delivery.relaying import Relaying
 from agent.delivery.service import Service, kind_of
 from agent.delivery.told import Told, judge, receipt_of
 from agent.delivery.workers import Workers
 from agent.errors import AuthorityError, ImpoundError, StoreError, UsageError
+from agent.job import S3
+from agent.stores.relay import RELAY
 from agent.stores.s3.place import parse_place
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from agent.delivery.ledger import Ledger
     from agent.delivery.session import Minter
     from agent.job import Job
+    from agent.stores.base import Store
 
 WORKERS = 8
 """Calls to S3 that are under way at once."""
@@ -76,13 +80,15 @@ class Controller:
         silence_s: float = SILENCE_S,
         stop_s: float = STOP_S,
         delivered: Mapping[str, str] | None = None,
+        relay: Callable[[str], Store] | None = None,
     ) -> None:
         """`client`: S3 for control calls, with the responder's right. `minter`: for authority session.
 
-        `delivered`: how the host was reached. `observe` gets the host's events: bounded, of the right types, and not
-        escaped. Raises `UsageError`.
+        `relay`: opens the store of a run, `CASE/HOST/RUN`, that the host's objects are put into as they come; then
+        no other right is given. `delivered`: how the host was reached. `observe` gets the host's events: bounded, of
+        the right types, and not escaped. Raises `UsageError`.
         """
-        if job.s3.authority not in {"session", "broker"}:
+        if relay is None and job.s3.authority not in {"session", "broker"}:
             raise UsageError("a controller gives a host the authority session or broker")
         if (job.s3.authority == "session") != (minter is not None):
             raise UsageError("authority session needs a role to mint sessions of (--role), and broker has none")
@@ -97,9 +103,9 @@ class Controller:
         self._observe, self._bounds = observe, bounds or Bounds()
         self._silence_s, self._stop_s = silence_s, stop_s
         self._delivered = dict(delivered or {})
-        self._place = parse_place(job.to)
+        self._relay = relay
         self._grants = Grants(ledger.state, self._bounds)
-        self._service: Service | None = None
+        self._service: Service | Relaying | None = None
         self._pace = Pace(self._bounds.messages_s, self._bounds.burst)
         self._events = Pace(EVENTS_S, 2 * EVENTS_S)
         self._room = threading.Semaphore(WAITING)
@@ -113,6 +119,10 @@ class Controller:
         self._writer: Writer
         self._workers: Workers
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    @property
+    def _authority(self) -> str:
+        return "relay" if self._relay is not None else self._job.s3.authority
 
     def request_stop(self, signal: str) -> None:
         """Tells the host to end; asked again, ends the channel. May be called by a signal handler."""
@@ -128,9 +138,12 @@ class Controller:
         The descriptors stay the caller's; nothing is written to them any more when the program on the other side has
         ended.
         """
-        document = msgspec.json.encode(self._job)
+        job = self._job
+        if self._relay is not None:  # where it is stored is none of the host's business
+            job = msgspec.structs.replace(job, to=RELAY, s3=S3())
+        document = msgspec.json.encode(job)
         digest = hashlib.sha256(document).hexdigest()
-        attempt, authority = self._dictated.attempt, self._job.s3.authority
+        attempt, authority = self._dictated.attempt, self._authority
         self._ledger.note(Opened(self.run, self._job.case, self._job.to, authority, attempt, TOOL, digest))
         if self._delivered:
             self._ledger.note(Arrived(self._delivered))
@@ -151,6 +164,8 @@ class Controller:
             if not self._end_workers():
                 why = why or "a call to the bucket did not end in time"
             self._writer.close(1.0)
+            if isinstance(self._service, Relaying):
+                self._service.close()
         with self._ledger.lock:  # a call that is left behind may still come back
             return self._conclude(why)
 
@@ -178,7 +193,7 @@ class Controller:
             signer=state.signer,
             tool=state.tool,
             location=str(self._service.place) if self._service else "",
-            authority=self._job.s3.authority,
+            authority=self._authority,
             objects=dict(state.objects),
             unfinished=[(one.name, one.upload, len(one.parts)) for one in (*state.abandoned, *state.uploads.values())],
             custody=state.custody,
@@ -229,7 +244,7 @@ class Controller:
                 return self._broken
             if (pause := self._pace.wait()) > 0:
                 time.sleep(min(pause, 1.0))
-            self._heard(message)
+            self._heard(message, reader)
 
     def _left(self) -> float:
         """Seconds that the host may be silent from now on."""
@@ -247,7 +262,7 @@ class Controller:
             return ""
         return f"the host did not end in time after {self._stop}" if self._stop else "the host did not end"
 
-    def _heard(self, message: Any) -> None:
+    def _heard(self, message: Any, reader: Reader[Any]) -> None:
         match message:
             case say.Hello():
                 self._greet(message)
@@ -260,8 +275,12 @@ class Controller:
             case say.Event():
                 if self._events.take() and (event := watching.from_message(message)) is not None:
                     self._observe(event)
-            case _ if self._result is not None:
+            case _ if self._result is not None and hasattr(message, "id"):
                 self._refuse(message, AuthorityError("the run has ended"))
+            case _ if isinstance(self._service, Relaying):
+                self._relayed(message, reader.payload, self._service)
+            case say.Data() | say.Whole() | say.Drop():
+                raise AuthorityError("the host sends evidence over the channel, and was not asked to")
             case say.Sign():
                 self._answer(message, self._service.sign)
             case say.Begin():
@@ -273,12 +292,35 @@ class Controller:
             case say.Renew():
                 self._later(message, self._service.renew)
 
+    def _relayed(self, message: Any, payload: bytes, service: Relaying) -> None:
+        """In the order in which it comes. What the host must wait for, it waits for here."""
+        match message:
+            case say.Data():
+                if (broken := service.data(message, payload)) is not None:
+                    self._writer.post(broken, ANSWER_S)
+            case say.Drop():
+                service.drop(message)
+            case say.Begin():
+                self._answer(message, service.begin)
+            case say.Whole():
+                self._answer(message, service.whole)
+            case _:
+                self._refuse(message, AuthorityError("this run goes over the channel, and nothing else is given"))
+
     def _greet(self, hello: say.Hello) -> None:
         if self._service is not None:
             raise AuthorityError("the host said twice which run it is")
         check_hello(hello, self._dictated, VERSION)
         self._ledger.note(Greeted(hello.host, hello.attempt, hello.signer, hello.tool))
-        place = self._place.below(f"{self._job.case}/{hello.host}/{self.run}")
+        path = f"{self._job.case}/{hello.host}/{self.run}"
+        if self._relay is not None:
+            earlier = self._job.earlier
+            known = {one.object: one.sha256 for one in earlier.whole} if earlier else {}
+            if earlier:
+                known |= {one.object: one.sha256 for one in (*earlier.listed, *earlier.strays)}
+            self._service = Relaying(self._relay(path), self._ledger, self._grants, self._find, known)
+            return
+        place = parse_place(self._job.to).below(path)
         self._service = Service(
             self._client, place, self._job, self._ledger, self._grants, self._minter, self._find, self._bounds
         )

@@ -19,6 +19,7 @@ from agent.custody.stored import read_run
 from agent.custody.verify import Verdict, verify
 from agent.errors import DamagedError, ImpoundError, UsageError
 from agent.stores.base import Part
+from agent.stores.directory import DirectoryStore
 from agent.stores.s3.control import composite_sha256, one_sha256
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from agent.custody.stored import StoredRun
     from agent.custody.verify import RunVerdict
     from agent.job import S3
+    from agent.stores.base import Source
     from agent.stores.s3.control import Control
 
 KMS_PREFIX = "arn:"
@@ -164,6 +166,34 @@ def check_bucket_run(
     if key is not None and may_countersign(key, verdict):
         data = make_countersignature(key, verdict, compared=BYTES, told=told or {}, findings=[*findings, *notes])
         control.put(COUNTERSIGNATURE, data)
+        verdict.countersigner = key.signer
+    return verdict
+
+
+def check_directory_run(
+    stored: Source,
+    *,
+    signers: Collection[str] = (),
+    receipts: Collection[str] = (),
+    key: Countersigner | None = None,
+    told: Mapping[str, str] | None = None,
+) -> RunVerdict:
+    """Verifies a run in a directory, byte by byte, and countersigns it where it is known from elsewhere.
+
+    Raises `ImpoundError`.
+    """
+    verdict = verify(stored, signers=signers, receipts=receipts)
+    check_receipt(verdict, receipts)
+    if key is not None and may_countersign(key, verdict):
+        data = make_countersignature(key, verdict, compared=BYTES, told=told or {})
+        above, _, run = stored.location.rstrip("/").rpartition("/")
+        store = DirectoryStore(above, run, resume=True)
+        try:
+            upload = store.begin(COUNTERSIGNATURE)
+            upload.write(data)
+            upload.commit()
+        finally:
+            store.close()
         verdict.countersigner = key.signer
     return verdict
 

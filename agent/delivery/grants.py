@@ -128,7 +128,7 @@ class Grants:
         self._sized(name, begun, number, part)
         if self._state.parts >= self._bounds.parts:
             raise AuthorityError(f"a run has at most {self._bounds.parts} parts")
-        self._room(part.size)
+        self.room(part.size)
         return True
 
     def _sized(self, name: str, begun: Uploading, number: int, part: Part) -> None:
@@ -141,7 +141,8 @@ class Grants:
         if part.size < self._bounds.min_part and (last or number < begun.highest):
             raise AuthorityError(f"part {number} of {name} has {part.size} bytes, and is not the last")
 
-    def _room(self, size: int) -> None:
+    def room(self, size: int) -> None:
+        """Whether so many bytes more may come. Raises `AuthorityError`."""
         if self._state.size + size > self._bounds.size:
             raise AuthorityError(f"a run has at most {self._bounds.size} bytes")
 
@@ -152,7 +153,7 @@ class Grants:
         unsure = self._state.objects.get(name)
         if unsure is not None and (unsure.size, unsure.sha256) != (len(data), sha256):
             raise AuthorityError(f"{name} was handed over before, with another digest")
-        self._room(len(data))
+        self.room(len(data))
 
     def complete(self, name: str, upload: str, said: Sequence[PartSum], *, signed: bool) -> list[Part]:
         """The parts that the bucket has to have. `signed`: they are those that were noted (authority broker)."""
@@ -177,7 +178,7 @@ class Grants:
                 raise AuthorityError(f"a run has at most {self._bounds.objects} objects")
             if self._state.parts + len(parts) > self._bounds.parts:
                 raise AuthorityError(f"a run has at most {self._bounds.parts} parts")
-            self._room(sum(part.size for part in parts))
+            self.room(sum(part.size for part in parts))
         return parts
 
     def _begun(self, name: str, upload: str) -> Uploading:

@@ -119,6 +119,14 @@ class Unmade(Note, frozen=True, forbid_unknown_fields=True):
     why: str
 
 
+class Dropped(Note, frozen=True, forbid_unknown_fields=True):
+    """An object on its way was given up by the host (relay)."""
+
+    event = "dropped"
+    run: str
+    object: str
+
+
 class Heading(Note, frozen=True, forbid_unknown_fields=True):
     """Head of the host's custody log. When it was told stands in the line itself; `host_ns` is the host's clock."""
 
@@ -178,8 +186,8 @@ class Ended(Note, frozen=True, forbid_unknown_fields=True):
 NOTES: dict[str, type[Note]] = {
     one.event: one
     for one in (
-        Opened, Arrived, Greeted, Begun, PartSigned, Completing, Storing, Appeared, Unmade, Heading, Minted, Declined,
-        Found, Reported, Torn, Ended,
+        Opened, Arrived, Greeted, Begun, PartSigned, Completing, Storing, Appeared, Unmade, Dropped, Heading, Minted,
+        Declined, Found, Reported, Torn, Ended,
     )
 }  # fmt: skip
 
@@ -274,6 +282,8 @@ class LedgerState(msgspec.Struct):
                 self.uploads.pop(note.object, None)
             case Unmade():
                 self.objects.pop(note.object, None)
+            case Dropped():
+                self.uploads.pop(note.object, None)
             case Heading():
                 self.custody, self.custody_lines, self.heads = note.custody, note.lines, self.heads + 1
             case Found():

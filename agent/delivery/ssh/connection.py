@@ -23,6 +23,9 @@ KEEPALIVE_S = 15
 WINDOW = 16 << 20
 """Bytes that a host may send before they are read."""
 PACKET = 1 << 15
+REKEY = 1 << 35
+"""Bytes under one key: half of what RFC 4344 allows AES. paramiko's own 512 MiB would often fall on the end of a
+channel, which it closes in the thread that negotiates, and then it waits for itself."""
 
 
 class Authentication(msgspec.Struct, frozen=True):
@@ -84,6 +87,7 @@ class Connection:
         except BaseException:
             link.close()
             raise
+        transport.packetizer.REKEY_BYTES = REKEY
         self._transports.append(transport)
         transport.banner_timeout = transport.auth_timeout = CONNECT_S
         self._prefer(transport, known.kinds(hop.known_as, hop.port))
