@@ -6,13 +6,12 @@ Both go to standard error, and losing it never ends a run: a responder's connect
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import TYPE_CHECKING, Protocol, Self
 
 from acquirers.base import Availability, Flag, Gap
 from agent import events
-from agent.cli.output import json_line, printable, size, tell
+from agent.cli.output import is_terminal, json_line, printable, size, tell
 from agent.custody.manifest import put_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Display(Protocol):
 @contextlib.contextmanager
 def make_display(*, as_json: bool) -> Iterator[Display]:
     """A live display on a terminal, JSON lines elsewhere and where asked for."""
-    if as_json or sys.stderr is None or not sys.stderr.isatty():
+    if as_json or not is_terminal():
         yield JsonLines()
         return
     with LiveTable() as table:

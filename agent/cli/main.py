@@ -24,6 +24,7 @@ VERBS = {
     "verify": "Check that every byte in a store is as it was sealed and signed.",
     "open": "Decrypt a run into a directory, every byte checked.",
     "export": "Turn a run into what other tools read.",
+    "watch": "Show how far all runs of a case are, from their own accounts.",
     "resume": "Complete a run that was cut off.",
     "finish": "Complete, check and countersign what a host left in a bucket.",
     "bucket": "Check an evidence bucket, or print the policies that it and its roles should have.",
@@ -32,7 +33,7 @@ VERBS = {
     "self-check": "Check this program itself: its file, what it has loaded, whether it can work here.",
 }
 
-PLANNED = {"receive", "watch", "report"}
+PLANNED = {"receive", "report"}
 """Verbs of the design that this version does not have."""
 _LONG = 400
 """Characters of a word without blanks, beyond which a message shows its beginning."""

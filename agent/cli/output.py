@@ -61,6 +61,11 @@ def tell(text: str) -> None:
         sys.stderr = None  # else the interpreter complains of it with an exit code of its own
 
 
+def is_terminal() -> bool:
+    """Whether a person looks at standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def emit(result: dict[str, object]) -> None:
     """The result: one compact JSON line on standard output, under `MAX_RESULT` characters.
 
