@@ -29,6 +29,15 @@ END_S = 2.0
 
 @click.command("ssh")
 @click.argument("target", metavar="[USER@]HOST[:PORT]")
+@click.option(
+    "--address", default="", metavar="ADDR", help="Of an instance (i-…): where it is. Default: its private address."
+)
+@click.option("--public", is_flag=True, help="Of an instance (i-…): by its public address.")
+@click.option(
+    "--instance-connect",
+    is_flag=True,
+    help="Of an instance (i-…): log in with a key made for this run, by EC2 Instance Connect.",
+)
 @click.option("--key", "keys", multiple=True, metavar="FILE", help="Private key to log in with. Default: as ssh does.")
 @click.option("--no-agent", is_flag=True, help="Ask no SSH agent for keys.")
 @click.option(
@@ -51,19 +60,21 @@ END_S = 2.0
 def command(target: str, as_json: bool, **values: Any) -> int:
     """Deploy over SSH. Nothing is written to a disk of the host, and nothing has to be installed there.
 
-    The agent goes through the connection into the host's memory. Its key must be known: nothing is added to any file,
-    and one that has changed ends the command with exit code 2.
+    The agent goes through the connection into the host's memory. The host's key must be known: nothing is added to any
+    file, and one that has changed ends the command with exit code 2. Of an EC2 instance, i-..., the keys that its first
+    boot wrote on its console count as well.
 
     \b
     Example:
       impound deploy ssh root@10.0.3.7 --case INC-42 --to s3://evidence/cases -r age1...
       impound deploy ssh ec2-user@10.0.3.7 --jump bastion --case INC-42 --to s3://evidence/cases -r age1...
+      impound deploy ssh ec2-user@i-0abc12345678def01 --instance-connect --case INC-42 --to s3://evidence/x -r age1...
       impound deploy ssh web-1 --host-key SHA256:... --case INC-42 --to s3://evidence/cases -r age1... --skip memory
 
     \b
     Exit code: as for `acquire`; 2, too, for a host key that is not known; 3, too, when the channel broke.
     """
-    given = {name: values.pop(name) for name in _OWN}
+    given = {name: values.pop(name) for name in _OWN} | {"region": values["region"]}
 
     def reach(on_line: Callable[[bytes], object]) -> Reached:
         return _reach(target, given, on_line)
@@ -74,7 +85,7 @@ def command(target: str, as_json: bool, **values: Any) -> int:
 
 _OWN = (
     "keys", "no_agent", "known_hosts", "fingerprints", "jumps", "ssh_config", "agent_file", "preinstalled", "places",
-    "no_sudo",
+    "no_sudo", "address", "public", "instance_connect",
 )  # fmt: skip
 
 
@@ -82,6 +93,7 @@ def _check(target: str, given: dict[str, Any]) -> None:
     """Raises `UsageError` for what needs no connection to be seen."""
     from agent.delivery.released import MACHINES, find, released
     from agent.delivery.ssh.config import route
+    from agent.delivery.ssh.ec2 import is_instance
 
     try:
         import paramiko  # noqa: F401 - the one file for hosts leaves it out
@@ -89,7 +101,9 @@ def _check(target: str, given: dict[str, Any]) -> None:
         raise UsageError(
             "deploying over SSH needs impound as a Python package (pip install impound): this one is made for hosts"
         ) from error
-    route(target, given["jumps"], given["keys"], given["ssh_config"])
+    hops = route(target, given["jumps"], given["keys"], given["ssh_config"])
+    if not is_instance(hops[-1].known_as) and (given["address"] or given["public"] or given["instance_connect"]):
+        raise UsageError("--address, --public and --instance-connect are for an EC2 instance: [USER@]i-…")
     for place in given["places"]:
         if not place.startswith("/") or any(one.isspace() for one in place) or not place.isprintable():
             raise UsageError(f"--place is the full path of a directory without spaces, not {place[:100]!r}")
@@ -110,10 +124,20 @@ def _reach(target: str, given: dict[str, Any], on_line: Callable[[bytes], object
     from agent.delivery.remote import Reached
     from agent.delivery.ssh.config import route
     from agent.delivery.ssh.connection import Authentication, Connection
+    from agent.delivery.ssh.ec2 import Ec2Host, is_instance
     from agent.delivery.ssh.program import SshProgram
 
     hops = route(target, given["jumps"], given["keys"], given["ssh_config"])
-    connection = Connection(hops, _known(given), Authentication(not given["no_agent"], _passphrase))
+    machine = Ec2Host.of(hops[-1].known_as, given["region"]) if is_instance(hops[-1].known_as) else None
+    authentication = Authentication(not given["no_agent"], _passphrase)
+    if machine is not None:
+        hops[-1] = machine.hop(hops[-1], given["address"], public=given["public"])
+        if given["instance_connect"]:
+            authentication = machine.connect(authentication)
+    known = _known(given, machine.lines(hops[-1]) if machine is not None else [])
+    connection = Connection(
+        hops, known, authentication, before_login=machine.send if machine is not None else lambda: None
+    )
     for _, key in connection.keys:
         if key.differs:
             say(f"impound: {key.differs}; taken all the same, by the fingerprint that you gave")
@@ -145,15 +169,16 @@ def _reach(target: str, given: dict[str, Any], on_line: Callable[[bytes], object
     except BaseException:
         program.end(0.0)
         raise
-    return Reached(program, _how(connection, brought, released=agent[0].released))
+    how = _how(connection, brought, released=agent[0].released)
+    return Reached(program, how | ({"instance": machine.id} if machine is not None else {}))
 
 
-def _known(given: dict[str, Any]) -> Callable[[Hop], KnownHosts]:
+def _known(given: dict[str, Any], lines: list[str]) -> Callable[[Hop], KnownHosts]:
     from agent.delivery.ssh.hostkeys import KnownHosts, default_files
 
     def of(hop: Hop) -> KnownHosts:
         files = given["known_hosts"] or [one for one in hop.known_hosts if os.path.isfile(one)] or default_files()
-        return KnownHosts(files, given["fingerprints"])
+        return KnownHosts(files, given["fingerprints"], lines)
 
     return of
 
