@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from agent.delivery.remote import Reached
 
-KINDS = ("ssh",)
+KINDS = ("ssh", "kubectl")
 """Kinds with a file of their own, which is imported when it is asked for."""
-PLANNED = {"ssm", "kubectl", "ecs"}
+PLANNED = {"ssm", "ecs"}
 """Kinds of the design that this version does not have."""
 ACQUIRE = ("acquire", "--job", "-", "--channel")
 """What the agent on the far side is started with."""

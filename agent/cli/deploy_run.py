@@ -52,6 +52,39 @@ def _ledger(state: str, run: str, *, goes_on: bool) -> Ledger:
 
 def perform(reach: Reach, values: dict[str, Any], *, as_json: bool) -> int:
     """One run on one host: reaches it, answers it, prints the result, and gives the exit code."""
+    result, code = _perform(reach, values, as_json=as_json)
+    emit(result)
+    return code
+
+
+def perform_each(targets: list[tuple[str, Reach]], values: dict[str, Any], *, as_json: bool) -> int:
+    """A run on each of several hosts, one after the other; the worst exit code. A first signal ends them all."""
+    if len(targets) == 1:
+        return perform(targets[0][1], values, as_json=as_json)
+    told: list[dict[str, object]] = []
+    worst = 0
+    for number, (name, reach) in enumerate(targets, 1):
+        if not as_json:
+            say(f"-- {name}, {number} of {len(targets)}")
+        try:
+            result, code = _perform(reach, dict(values), as_json=as_json)
+        except ImpoundError as error:
+            result, code = (
+                {"verdict": "refused" if error.exit_code == 2 else "failed", "error": str(error)},
+                error.exit_code,
+            )
+            say(f"impound: {error}")
+        chosen = {key: result[key] for key in ("verdict", "run", "store", "receipt_sha256", "error") if result.get(key)}
+        told.append({"target": name, **chosen})
+        worst = max(worst, code)
+        if result.get("verdict") == "stopped":
+            break
+    result = {"targets": len(targets), "done": len(told), "exit": worst, "results": told}
+    emit(result)
+    return worst
+
+
+def _perform(reach: Reach, values: dict[str, Any], *, as_json: bool) -> tuple[dict[str, object], int]:
     from agent.cli.display import make_display
     from agent.delivery.controller import Controller
     from agent.delivery.through import BROKEN_GRACE_S, GRACE_S
@@ -109,8 +142,7 @@ def perform(reach: Reach, values: dict[str, Any], *, as_json: bool) -> int:
     result = result_of(told, ending, why)
     if key is not None:
         result |= {"countersigner": countersigner} if countersigner else {"not_countersigned": why}
-    emit(result)
-    return ending.code
+    return result, ending.code
 
 
 @contextlib.contextmanager

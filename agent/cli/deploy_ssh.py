@@ -91,7 +91,6 @@ _OWN = (
 
 def _check(target: str, given: dict[str, Any]) -> None:
     """Raises `UsageError` for what needs no connection to be seen."""
-    from agent.delivery.released import MACHINES, find, released
     from agent.delivery.ssh.config import route
     from agent.delivery.ssh.ec2 import is_instance
 
@@ -104,18 +103,31 @@ def _check(target: str, given: dict[str, Any]) -> None:
     hops = route(target, given["jumps"], given["keys"], given["ssh_config"])
     if not is_instance(hops[-1].known_as) and (given["address"] or given["public"] or given["instance_connect"]):
         raise UsageError("--address, --public and --instance-connect are for an EC2 instance: [USER@]i-…")
-    for place in given["places"]:
+    check_directories(given["places"])
+    check_agent(given["agent_file"])
+
+
+def check_directories(places: list[str]) -> None:
+    """Raises `UsageError` for what the script on the host would not take for one directory."""
+    for place in places:
         if not place.startswith("/") or any(one.isspace() for one in place) or not place.isprintable():
             raise UsageError(f"--place is the full path of a directory without spaces, not {place[:100]!r}")
-    if given["agent_file"] or not released():
-        problems = []
-        for machine in MACHINES.values():
-            try:
-                find(machine, given["agent_file"])
-            except UsageError as error:
-                problems.append(error)
-        if len(problems) == len(MACHINES):
-            raise problems[0]
+
+
+def check_agent(given: str) -> None:
+    """Raises `UsageError` where there is an agent for no machine at all."""
+    from agent.delivery.released import MACHINES, find, released
+
+    if not given and released():
+        return
+    problems = []
+    for machine in MACHINES.values():
+        try:
+            find(machine, given)
+        except UsageError as error:
+            problems.append(error)
+    if len(problems) == len(MACHINES):
+        raise problems[0]
 
 
 def _reach(target: str, given: dict[str, Any], on_line: Callable[[bytes], object]) -> Reached:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 WAYS = ("memfd", "/dev/shm", "/run")  # noqa: S108 - on the host, and checked there to be memory
 INSTALLED = "installed:/opt/impound/bin/impound"
 """What a package put on the host: it is started where its digest is that of the agent, which is not sent."""
+ON_DISK = "disk:"
+"""Before a directory that is no memory: only where a person names it. The file there has no name either."""
 DEADLINE_S = 60.0
 """For each word of the host."""
 STALLED_S = 60.0
@@ -134,9 +136,10 @@ for way in $ways; do
     shift
   exec /proc/self/fd/8 "$@";;
   esac
-  memory "$way" || continue
+  directory=${{way#disk:}}
+  [ "$directory" != "$way" ] || memory "$way" || continue
   command -v head >/dev/null 2>&1 || continue
-  file=$way/.impound-$$
+  file=$directory/.impound-$$
   (set -C; : >"$file") 2>/dev/null || continue
   chmod 700 "$file" && exec 8<"$file" 9>>"$file"
   rm -f "$file"
