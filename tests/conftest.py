@@ -21,7 +21,7 @@ _PROGRAMS = (
     "age|age-keygen|bsdtar|busybox|docker|dockerd|getcap|getfattr|jq|mkfs\\.(?:btrfs|ext4|xfs)|mount|nsenter|openssl|"
     "setcap|setfacl|setfattr|strace|tar|unshare|zstd|fincore|gdb|losetup|readelf|radosgw|radosgw-admin|ceph-mon|ceph-osd|ceph|monmaptool|"
     "containerd|ctr|runc|podman|conmon|skopeo|umoci|journalctl|systemd-journald|fuse-overlayfs|mkswap|swapon|"
-    "mandoc|curl|ansible-playbook|dpkg|dpkg-deb|rpmbuild|umoci|kubectl|shellcheck|qemu-aarch64-static|aarch64-linux-gnu-gcc"
+    "sshd|ip|iptables|mandoc|curl|ansible-playbook|dpkg|dpkg-deb|rpmbuild|umoci|kubectl|shellcheck|qemu-aarch64-static|aarch64-linux-gnu-gcc"
 )
 """What `scripts/test` installs, and what every system has."""
 

@@ -151,8 +151,9 @@ def test_the_stack_deploys_these_very_documents() -> None:
     assert all(isinstance(value, list) and len(value) == 1 for value in given.values())
 
 
-def test_cloudformation_is_good() -> None:
-    template = PACKAGING / "aws/guardduty.yaml"
+@pytest.mark.parametrize("name", ["guardduty", "responder-ssh"])
+def test_cloudformation_is_good(name: str) -> None:
+    template = PACKAGING / f"aws/{name}.yaml"
     done = subprocess.run(["cfn-lint", template], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 

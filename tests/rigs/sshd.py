@@ -82,7 +82,7 @@ class Sshd:
         """The daemon, not the connections that it serves."""
         self._process.terminate()
         self._process.wait(10)
+        self._log.close()
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         self.stop()
-        self._log.close()
