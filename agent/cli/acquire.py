@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from acquirers.base import Gap
+    from agent.channel.host import HostEnd
     from agent.outcome import Outcome
 
 FIRST_GAPS = 5
@@ -47,6 +48,8 @@ FIRST_GAPS = 5
     help="S3: by whose right. ambient: this machine's own role; the others come with --channel.",
 )
 @click.option("--channel", is_flag=True, help="With --job -: standard input and output are a channel to a controller.")
+@click.option("--lasting", default="", metavar="NAME", hidden=True, help="With --channel: it may break and come back.")
+@click.option("--attach", default="", metavar="NAME", hidden=True, help="Become the channel of a run that lasts.")
 @click.option("--stay", is_flag=True, help="When done, stay until SIGTERM: for what would start it again at once.")
 @options.json_option
 def command(as_json: bool, stay: bool, **values: Any) -> int:
@@ -69,11 +72,19 @@ def command(as_json: bool, stay: bool, **values: Any) -> int:
     Exit code: 0 everything was acquired, 1 with gaps (the result names them),
     2 nothing was read and nothing created, 3 failed or stopped (what was stored is valid and partial).
     """
+    if attached := values.pop("attach"):
+        from agent.channel.attaching import attach
+
+        _check_alone(values | {"job_file": None})
+        return attach(attached)
     if values.pop("channel"):
         if values.pop("job_file") != "-":
             raise UsageError("--channel goes with --job -: the job is the first thing that comes over it")
+        lasting = values.pop("lasting")
         _check_alone(values)
-        return perform_over_channel()
+        return perform_over_lasting_channel(lasting) if lasting else perform_over_channel()
+    if values.pop("lasting"):
+        raise UsageError("--lasting goes with --channel")
     job = read_job(values)
     code = perform(job, as_json=as_json)
     if stay:
@@ -133,12 +144,27 @@ def perform(job: Job, *, as_json: bool) -> int:
     return outcome.exit_code
 
 
-def perform_over_channel() -> int:
+def perform_over_lasting_channel(name: str) -> int:
+    """The same over a channel that may break, in a child of its own, which waits for its controller to come back."""
+    from agent.channel.attaching import PATIENCE_S, stay
+    from agent.channel.host import COMPLETE_DEADLINE_S, DEADLINE_S, LAST_WORDS_S, HostEnd
+
+    stream = stay(name)
+    more = PATIENCE_S  # an answer may come after the pause
+    end = HostEnd(stream.reads, stream.writes, deadline_s=DEADLINE_S + more, complete_s=COMPLETE_DEADLINE_S + more)
+    try:
+        return perform_over_channel(end)
+    finally:
+        os.close(stream.writes)
+        stream.wait(PATIENCE_S if stream.connected else LAST_WORDS_S)
+
+
+def perform_over_channel(ready: HostEnd | None = None) -> int:
     """Runs the job that a controller sends; events and result go to it, errors to standard error as well."""
     from agent.channel.host import HostEnd
 
     stop = _prepare_process()
-    with HostEnd.standard() as end:
+    with ready or HostEnd.standard() as end:
         start = end.start()
         try:
             job = parse(bytes(start.job))

@@ -23,6 +23,13 @@ PLANNED = {"ssm", "ecs"}
 """Kinds of the design that this version does not have."""
 ACQUIRE = ("acquire", "--job", "-", "--channel")
 """What the agent on the far side is started with."""
+ATTACH = ("acquire", "--attach")
+"""What an agent is started with that becomes the channel of one that runs there; its name follows."""
+
+
+def lasting(name: str) -> list[str]:
+    """`ACQUIRE`, where the channel may break and come back under a name."""
+    return [*ACQUIRE, "--lasting", name]
 
 
 class _Kinds(click.Group):

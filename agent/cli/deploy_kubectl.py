@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.deploy import ACQUIRE
+from agent.cli.deploy import ATTACH, lasting
 from agent.cli.deploy_job import job_options
 from agent.cli.deploy_run import perform_each
 from agent.cli.deploy_ssh import check_agent, check_directories
@@ -14,11 +15,14 @@ from agent.cli.output import say
 from agent.errors import ImpoundError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from agent.delivery.bootstrap import Brought
     from agent.delivery.kubernetes.kubectl import Kubectl
     from agent.delivery.kubernetes.pods import Pod
+    from agent.delivery.released import Agent
     from agent.delivery.remote import Reach, Reached
+    from agent.delivery.through import Program
 
 END_S = 2.0
 MAX_HEARD = 20
@@ -107,39 +111,23 @@ def _pods(kubectl: Kubectl, name: str, selector: str) -> list[Pod]:
 
 
 def _pod(kubectl: Kubectl, pod: Pod, given: dict[str, Any]) -> Reach:
-    from agent.delivery import bootstrap
+    from agent.delivery.lasting_remote import LastingRemote, new_name
     from agent.delivery.released import find
     from agent.delivery.remote import Reached
-    from agent.delivery.through import Program
 
     def reach(on_line: Callable[[bytes], object]) -> Reached:
         container = pod.container(given["container_name"])
-        ways = [*given["places"], *bootstrap.WAYS, *(bootstrap.ON_DISK + one for one in given["disks"])]
-        heard: list[bytes] = []
-        started = False
+        name = new_name()
+        agents: list[Agent] = []
 
-        def line(text: bytes) -> None:
-            if started:
-                on_line(text)
-            elif len(heard) < MAX_HEARD:
-                heard.append(text)
+        def choose(architecture: str) -> Agent:
+            agents.append(find(architecture, given["agent_file"]))
+            return agents[-1]
 
-        arguments = ["--stdin", pod.metadata.name, "--container", container, "--", *bootstrap.argv(ACQUIRE, ways)]
-        program = Program(kubectl.argv("exec", *arguments), line)
-        agent: list[Any] = []
+        def start(command: Sequence[str]) -> tuple[Program, Brought]:
+            return _entered(kubectl, pod, container, command, given, choose, on_line)
 
-        def choose(architecture: str) -> Any:
-            agent.append(find(architecture, given["agent_file"]))
-            return agent[0]
-
-        try:
-            brought = bootstrap.bring(program.reads, program.writes, choose)
-        except BaseException as error:
-            program.end(END_S if isinstance(error, ImpoundError) else 0.0)
-            if isinstance(error, UnreachableError):
-                raise _explained(pod, container, heard, error) from error
-            raise
-        started = True
+        program, brought = start(lasting(name))
         how = {
             "transport": "kubectl exec",
             "namespace": pod.metadata.namespace,
@@ -151,17 +139,54 @@ def _pod(kubectl: Kubectl, pod: Pod, given: dict[str, Any]) -> Reach:
             "agent_sha256": brought.sha256,
             "agent_way": brought.way,
             "agent_checked": "by the host" if brought.checked else "no",
-            "agent_released": "yes" if agent[0].released else "no",
+            "agent_released": "yes" if agents[0].released else "no",
         }
-        return Reached(program, {key: value[:1000] for key, value in how.items()})
+        remote = LastingRemote(program, lambda: start([*ATTACH, name])[0], _warn)
+        return Reached(remote, {key: value[:1000] for key, value in how.items()})
 
     return reach
+
+
+def _entered(
+    kubectl: Kubectl,
+    pod: Pod,
+    container: str,
+    command: Sequence[str],
+    given: dict[str, Any],
+    choose: Callable[[str], Agent],
+    on_line: Callable[[bytes], object],
+) -> tuple[Program, Brought]:
+    """An agent with these arguments, in a container's memory. Raises `ImpoundError`."""
+    from agent.delivery import bootstrap
+    from agent.delivery.through import Program
+
+    ways = [*given["places"], *bootstrap.WAYS, *(bootstrap.ON_DISK + one for one in given["disks"])]
+    heard: list[bytes] = []
+    started = threading.Event()
+
+    def line(text: bytes) -> None:
+        if started.is_set():
+            on_line(text)
+        elif len(heard) < MAX_HEARD:
+            heard.append(text)
+
+    arguments = ["--stdin", pod.metadata.name, "--container", container, "--", *bootstrap.argv(command, ways)]
+    program = Program(kubectl.argv("exec", *arguments), line)
+    try:
+        brought = bootstrap.bring(program.reads, program.writes, choose)
+    except BaseException as error:
+        program.end(END_S if isinstance(error, ImpoundError) else 0.0)
+        if isinstance(error, UnreachableError):
+            raise _explained(pod, container, heard, error) from error
+        raise
+    started.set()
+    return program, brought
 
 
 def _explained(pod: Pod, container: str, heard: list[bytes], error: UnreachableError) -> ImpoundError:
     """Why a container could not be entered, by what kubectl said."""
     said = b" ".join(heard).decode("utf-8", "replace")[:500]
-    if "not found" in said or "no such file" in said:
+    if any(why in text for text in (said, str(error)) for why in ("file not found", "no such file")):
         return UsageError(
             f"the container {container} of {pod.metadata.name} has no sh to be entered by. Its node sees all of it: "
             f"impound deploy kubectl node/{pod.spec.node_name or 'NAME'} --container {container}"
@@ -173,6 +198,7 @@ def _node(kubectl: Kubectl, name: str, given: dict[str, Any], values: dict[str, 
     import secrets
 
     from agent.delivery.kubernetes import nodes
+    from agent.delivery.lasting_remote import LastingRemote, new_name
     from agent.delivery.remote import Reached
     from agent.delivery.through import Program
 
@@ -194,10 +220,11 @@ def _node(kubectl: Kubectl, name: str, given: dict[str, Any], values: dict[str, 
 
     def reach(on_line: Callable[[bytes], object]) -> Reached:
         job = f"impound-{secrets.token_hex(4)}"
-        pod = nodes.start(kubectl, job, name, given["image"], list(ACQUIRE))
-        arguments = ["--stdin", "--quiet", pod.metadata.name, "--container", nodes.CONTAINER]
+        channel = new_name()
+        pod = nodes.start(kubectl, job, name, given["image"], lasting(channel))
+        there = [pod.metadata.name, "--container", nodes.CONTAINER]
         try:
-            program = Program(kubectl.argv("attach", *arguments), on_line)
+            program = Program(kubectl.argv("attach", "--stdin", "--quiet", *there), on_line)
         except BaseException:
             nodes.delete(kubectl, job, _warn)
             raise
@@ -210,7 +237,11 @@ def _node(kubectl: Kubectl, name: str, given: dict[str, Any], values: dict[str, 
             "node": name,
             "image": pod.image(nodes.CONTAINER) or given["image"],
         }
-        return Reached(_Job(program, lambda: nodes.delete(kubectl, job, _warn)), how)
+
+        def again() -> Program:
+            return Program(kubectl.argv("exec", "--stdin", *there, "--", "/impound", *ATTACH, channel), on_line)
+
+        return Reached(_Job(LastingRemote(program, again, _warn), lambda: nodes.delete(kubectl, job, _warn)), how)
 
     return reach
 

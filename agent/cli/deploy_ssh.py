@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -9,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.deploy import ACQUIRE
+from agent.cli.deploy import ATTACH, lasting
 from agent.cli.deploy_job import job_options
 from agent.cli.deploy_run import perform
 from agent.cli.output import say
 from agent.errors import ImpoundError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from agent.delivery.bootstrap import Brought
+    from agent.delivery.released import Agent
     from agent.delivery.remote import Reached
     from agent.delivery.ssh.config import Hop
-    from agent.delivery.ssh.connection import Connection
+    from agent.delivery.ssh.connection import Authentication, Connection
     from agent.delivery.ssh.hostkeys import KnownHosts
+    from agent.delivery.ssh.program import SshProgram
 
 END_S = 2.0
 
@@ -131,58 +134,94 @@ def check_agent(given: str) -> None:
 
 
 def _reach(target: str, given: dict[str, Any], on_line: Callable[[bytes], object]) -> Reached:
-    from agent.delivery import bootstrap
-    from agent.delivery.released import find
+    from agent.delivery.lasting_remote import LastingRemote, new_name
     from agent.delivery.remote import Reached
     from agent.delivery.ssh.config import route
-    from agent.delivery.ssh.connection import Authentication, Connection
+    from agent.delivery.ssh.connection import Authentication
     from agent.delivery.ssh.ec2 import Ec2Host, is_instance
-    from agent.delivery.ssh.program import SshProgram
 
     hops = route(target, given["jumps"], given["keys"], given["ssh_config"])
     machine = Ec2Host.of(hops[-1].known_as, given["region"]) if is_instance(hops[-1].known_as) else None
-    authentication = Authentication(not given["no_agent"], _passphrase)
+    authentication = Authentication(not given["no_agent"], functools.cache(_passphrase))
     if machine is not None:
         hops[-1] = machine.hop(hops[-1], given["address"], public=given["public"])
         if given["instance_connect"]:
             authentication = machine.connect(authentication)
     known = _known(given, machine.lines(hops[-1]) if machine is not None else [])
-    connection = Connection(
-        hops, known, authentication, before_login=machine.send if machine is not None else lambda: None
-    )
+    way = _Way(hops, known, authentication, machine.send if machine is not None else lambda: None, given, on_line)
+    connection = way.connect()
     for _, key in connection.keys:
         if key.differs:
             say(f"impound: {key.differs}; taken all the same, by the fingerprint that you gave")
-    user = hops[-1].user
-    sudo = [] if user == "root" or given["no_sudo"] else ["sudo", "-n", "--"]
-    ways = [bootstrap.INSTALLED] if given["preinstalled"] else [*given["places"], *bootstrap.WAYS]
-    command = shlex.join([*sudo, *bootstrap.argv(ACQUIRE, ways)])
-    try:
-        program = SshProgram(connection, command, on_line)
-    except BaseException:
-        connection.close()
-        raise
-    try:
-        agent: list[Any] = []
+    name = new_name()
+    program, brought = way.start(lasting(name), connection)
+    how = _how(connection, brought, released=way.released)
+    if machine is not None:
+        how["instance"] = machine.id
+    return Reached(LastingRemote(program, lambda: way.start([*ATTACH, name])[0], _tell), how)
 
-        def choose(architecture: str) -> Any:
-            agent.append(find(architecture, given["agent_file"]))
-            return agent[0]
 
-        brought = bootstrap.bring(program.reads, program.writes, choose, installed=given["preinstalled"])
-    except ImpoundError as error:
-        code = program.end(END_S)
-        if sudo and code == 1 and not isinstance(error, UsageError):
-            raise UsageError(
-                f"{user} may not become root there without a password: log in as root, or let sudo -n allow it; "
-                "--no-sudo acquires what that user may read"
-            ) from error
-        raise
-    except BaseException:
-        program.end(0.0)
-        raise
-    how = _how(connection, brought, released=agent[0].released)
-    return Reached(program, how | ({"instance": machine.id} if machine is not None else {}))
+class _Way:
+    """The way to a host, for as often as it is gone."""
+
+    def __init__(
+        self,
+        hops: list[Hop],
+        known: Callable[[Hop], KnownHosts],
+        authentication: Authentication,
+        before_login: Callable[[], object],
+        given: dict[str, Any],
+        on_line: Callable[[bytes], object],
+    ) -> None:
+        self._hops, self._known, self._authentication = hops, known, authentication
+        self._before_login, self._given, self._on_line = before_login, given, on_line
+        self.released = False
+
+    def connect(self) -> Connection:
+        from agent.delivery.ssh.connection import Connection
+
+        return Connection(self._hops, self._known, self._authentication, before_login=self._before_login)
+
+    def start(self, command: Sequence[str], connection: Connection | None = None) -> tuple[SshProgram, Brought]:
+        """The agent with these arguments, over a connection that is there or a new one. Raises `ImpoundError`."""
+        from agent.delivery import bootstrap
+        from agent.delivery.ssh.program import SshProgram
+
+        user, given = self._hops[-1].user, self._given
+        sudo = [] if user == "root" or given["no_sudo"] else ["sudo", "-n", "--"]
+        ways = [bootstrap.INSTALLED] if given["preinstalled"] else [*given["places"], *bootstrap.WAYS]
+        connection = connection or self.connect()
+        try:
+            program = SshProgram(connection, shlex.join([*sudo, *bootstrap.argv(command, ways)]), self._on_line)
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            return program, bootstrap.bring(
+                program.reads, program.writes, self._choose, installed=given["preinstalled"]
+            )
+        except ImpoundError as error:
+            code = program.end(END_S)
+            if sudo and code == 1 and not isinstance(error, UsageError):
+                raise UsageError(
+                    f"{user} may not become root there without a password: log in as root, or let sudo -n allow it; "
+                    "--no-sudo acquires what that user may read"
+                ) from error
+            raise
+        except BaseException:
+            program.end(0.0)
+            raise
+
+    def _choose(self, architecture: str) -> Agent:
+        from agent.delivery.released import find
+
+        found = find(architecture, self._given["agent_file"])
+        self.released = found.released
+        return found
+
+
+def _tell(line: str) -> None:
+    say(f"impound: {line}")
 
 
 def _known(given: dict[str, Any], lines: list[str]) -> Callable[[Hop], KnownHosts]:

@@ -213,6 +213,8 @@ class _Words:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._said = ""
+        """The end of what came and was none of them."""
 
     def expect(self, pattern: re.Pattern[str], what: str, *, noise: int = 0) -> re.Match[str]:
         """The next line, or the next one that is of this protocol where `noise` bytes of others may come before."""
@@ -231,6 +233,7 @@ class _Words:
             if wrong := _WRONG.fullmatch(text):
                 raise UnreachableError(f"what the host has is not the agent that it should start: SHA-256 {wrong[1]}")
             skipped += len(line) + 1
+            self._said = text[-200:]
             if text.startswith("impound-1 ") or skipped > noise:
                 raise UnreachableError(f"the host did not say {what}, but: {text[:200]!r}")
 
@@ -244,7 +247,9 @@ class _Words:
                 raise UnreachableError(f"the host did not say {what} in {DEADLINE_S:.0f} s")
             byte = os.read(self._fd, 1)
             if not byte:
-                raise UnreachableError(f"the host closed the channel before it said {what}")
+                said = line.decode("ascii", "replace")[-200:] or self._said
+                also = f", and after it had said {said!r}" if said else ""
+                raise UnreachableError(f"the host closed the channel before it said {what}{also}")
             if byte == b"\n":
                 return bytes(line)
             line += byte

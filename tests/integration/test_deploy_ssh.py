@@ -279,17 +279,45 @@ def test_ctrl_c_ends_the_run_on_the_host_and_keeps_what_was_stored(s3: StrictS3,
     assert agents_running() == before
 
 
-def test_a_connection_that_breaks_is_partial_and_the_run_goes_on_later(
+def sessions() -> list[int]:
+    """Of sshd, by the processes that serve them."""
+    told = subprocess.run(["pgrep", "-f", "sshd: root@notty"], capture_output=True, text=True, timeout=30)
+    return [int(one) for one in told.stdout.split()]
+
+
+@pytest.mark.parametrize("relay", [False, True], ids=["broker", "relay"])
+def test_a_connection_that_breaks_comes_back_and_nothing_is_taken_twice(
+    s3: StrictS3, deploys: OverSsh, host: Sshd, relay: bool
+) -> None:
+    before = agents_running()
+    s3.limit(3_000_000, "127.0.0.1")
+    more = ["--relay", "--max-mbit", "24"] if relay else []
+    process = start(deploys, host, *more)
+    until(process, "item-started")
+    assert process.stderr is not None
+    for _ in range(2):
+        (session,) = sessions()
+        os.kill(session, signal.SIGKILL)
+        assert any(b"the channel is there again" in line for line in process.stderr)
+    out, stderr = process.communicate(timeout=120)
+    result = json.loads(out)
+    assert (process.returncode, result["verdict"], result["attempt"]) == (0, "complete", 1), stderr
+    code, verdict = deploys.verify(result["store"], "--receipt-sha256", result["receipt_sha256"])
+    assert (code, verdict["verdict"]) == (0, "intact")
+    items = [one for one in deploys.records(result["store"]) if one["type"] == "item"]
+    assert len(items) == len({one["item"] for one in items}) == result["items"]
+    assert agents_running() == before
+
+
+def test_a_host_that_does_not_come_back_leaves_a_partial_run_that_goes_on_later(
     s3: StrictS3, deploys: OverSsh, host: Sshd
 ) -> None:
     before = agents_running()
     s3.limit(3_000_000, "127.0.0.1")
     process = start(deploys, host)
     until(process, "item-started")
-    (session,) = subprocess.run(
-        ["pgrep", "-f", "sshd: root@notty"], capture_output=True, text=True, timeout=30
-    ).stdout.split()  # fmt: skip
-    os.kill(int(session), signal.SIGKILL)
+    for agent in agents_running() - before:  # the run itself, not what carries it
+        os.kill(agent, signal.SIGKILL)
     out, stderr = process.communicate(timeout=120)
     result = json.loads(out)
     assert (process.returncode, result["verdict"]) == (3, "partial"), stderr

@@ -6,8 +6,9 @@ back is JSON that is decoded strictly, as far as it is needed, and bounded.
 
 from __future__ import annotations
 
+import io
 import re
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -45,17 +46,15 @@ class Kubectl:
             kubectl = sh.Command("kubectl")
         except sh.CommandNotFound:
             raise UsageError("there is no kubectl on the PATH: it is what reaches the cluster") from None
+        out, error = io.BytesIO(), io.BytesIO()
         try:
-            # Neither a terminal nor a decoder in between: bytes as they come.
-            done: Any = kubectl(
-                *rest, _in=given or None, _timeout=timeout_s, _tty_out=False, _return_cmd=True, _encoding="utf-8",
-                _decode_errors="replace", _internal_bufsize=0, _no_err=False,
-            )  # fmt: skip
+            # Bytes as they come: no terminal in between.
+            kubectl(*rest, _in=given or None, _out=out, _err=error, _timeout=timeout_s, _tty_in=False, _tty_out=False)
         except sh.TimeoutException:
             raise UnreachableError(f"`kubectl {arguments[0]}` gave no answer in {timeout_s:.0f} s") from None
-        except sh.ErrorReturnCode as error:
-            raise _explained(arguments[0], error.stderr) from None
-        answer = bytes(done.stdout)
+        except sh.ErrorReturnCode:
+            raise _explained(arguments[0], error.getvalue()) from None
+        answer = out.getvalue()
         if len(answer) > MAX_ANSWER:
             raise UnreachableError(f"`kubectl {arguments[0]}` answered more than {MAX_ANSWER >> 20} MiB")
         return answer
