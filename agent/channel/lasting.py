@@ -29,6 +29,8 @@ WINDOW = 8 << 20
 PIECE = 1 << 17
 ACKNOWLEDGE = 1 << 20
 """After so many bytes, or when nothing more comes, the other end is told."""
+BEAT_S = 10.0
+"""After so long without another frame, a connection is shown to be alive."""
 SILENCE_S = 45.0
 """A connection on which nothing comes for so long is given up, by the end that can make another."""
 _HEADER = struct.Struct(">cQI")
@@ -42,6 +44,8 @@ class _Connection:
         self.reads, self.writes = reads, writes
         self.over = False
         self.greeted = False
+        self.spoke = time.monotonic()
+        """When a frame was sent last."""
         self._users = 2
         self._lock = threading.Lock()
 
@@ -223,7 +227,9 @@ class Lasting:
                     if self._ends_at is not None and not self._fin_sent:
                         self._fin_sent = True
                         return _HEADER.pack(b"F", self._ends_at, 0)
-                self._state.wait(1.0)
+                    if time.monotonic() - connection.spoke >= BEAT_S:
+                        return _HEADER.pack(b"A", self._received, 0)
+                self._state.wait(min(1.0, BEAT_S))
 
     def _write(self, connection: _Connection, data: bytes) -> None:
         rest = memoryview(data)
@@ -236,6 +242,7 @@ class Lasting:
                 continue
             with contextlib.suppress(BlockingIOError):
                 rest = rest[os.write(connection.writes, rest) :]
+        connection.spoke = time.monotonic()
 
     # -- from the other end to whoever talks --------------------------------------------------------------------------
 

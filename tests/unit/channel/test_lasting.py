@@ -177,6 +177,19 @@ def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(one.reads)
 
 
+def test_two_ends_that_have_nothing_to_say_keep_each_other_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting, "BEAT_S", 0.1)
+    lost = threading.Event()
+    one, other = Lasting(lost.set, silence_s=1.0), Lasting()
+    cable = Cable(one, other)
+    assert not lost.wait(2.5)
+    for end in (one, other):
+        end.give_up()
+        os.close(end.writes)
+        os.close(end.reads)
+    cable.close()
+
+
 @pytest.mark.parametrize(
     "says",
     [
