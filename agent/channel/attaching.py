@@ -78,7 +78,7 @@ def _serve(listener: socket.socket, first: socket.socket, patience_s: float) -> 
         if not back.wait(patience_s):
             stream.give_up()
 
-    stream = Lasting(lost)
+    stream = Lasting(lost, answers=True)
 
     def accept() -> None:
         while True:

@@ -64,13 +64,19 @@ class Lasting:
     """One end. `reads` and `writes` are descriptors for whoever talks: what it reads, and what it writes to."""
 
     def __init__(
-        self, on_lost: Callable[[], object] = lambda: None, *, window: int = WINDOW, silence_s: float = 0.0
+        self,
+        on_lost: Callable[[], object] = lambda: None,
+        *,
+        window: int = WINDOW,
+        silence_s: float = 0.0,
+        answers: bool = False,
     ) -> None:
         """`on_lost` is called, in a thread, when a connection has ended and the stream has not.
 
-        `silence_s`: after so long without a byte a connection is given up; 0 for never.
+        `silence_s`: after so long without a byte a connection is given up; 0 for never. `answers`: says nothing on a
+        connection before the other end has: what is said to one who is not attached yet may be lost.
         """
-        self._on_lost, self._window, self._silence_s = on_lost, window, silence_s
+        self._on_lost, self._window, self._silence_s, self._answers = on_lost, window, silence_s, answers
         self.reads, self._to_app = os.pipe()
         os.set_blocking(self._to_app, False)
         self._app = threading.Lock()
@@ -195,6 +201,8 @@ class Lasting:
     def _send(self, connection: _Connection) -> None:
         try:
             with self._state:
+                while self._answers and not connection.greeted and not connection.over:
+                    self._state.wait(1.0)
                 greeting = _HEADER.pack(b"H", self._received, 0)
             self._write(connection, greeting)
             while (frame := self._next_frame(connection)) is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.deploy import ATTACH, lasting
+from agent.cli.deploy import ACQUIRE, ATTACH, lasting
 from agent.cli.deploy_job import job_options
 from agent.cli.deploy_run import perform_each
 from agent.cli.deploy_ssh import check_agent, check_directories
@@ -198,7 +198,6 @@ def _node(kubectl: Kubectl, name: str, given: dict[str, Any], values: dict[str, 
     import secrets
 
     from agent.delivery.kubernetes import nodes
-    from agent.delivery.lasting_remote import LastingRemote, new_name
     from agent.delivery.remote import Reached
     from agent.delivery.through import Program
 
@@ -220,8 +219,7 @@ def _node(kubectl: Kubectl, name: str, given: dict[str, Any], values: dict[str, 
 
     def reach(on_line: Callable[[bytes], object]) -> Reached:
         job = f"impound-{secrets.token_hex(4)}"
-        channel = new_name()
-        pod = nodes.start(kubectl, job, name, given["image"], lasting(channel))
+        pod = nodes.start(kubectl, job, name, given["image"], list(ACQUIRE))
         there = [pod.metadata.name, "--container", nodes.CONTAINER]
         try:
             program = Program(kubectl.argv("attach", "--stdin", "--quiet", *there), on_line)
@@ -237,11 +235,7 @@ def _node(kubectl: Kubectl, name: str, given: dict[str, Any], values: dict[str, 
             "node": name,
             "image": pod.image(nodes.CONTAINER) or given["image"],
         }
-
-        def again() -> Program:
-            return Program(kubectl.argv("exec", "--stdin", *there, "--", "/impound", *ATTACH, channel), on_line)
-
-        return Reached(_Job(LastingRemote(program, again, _warn), lambda: nodes.delete(kubectl, job, _warn)), how)
+        return Reached(_Job(program, lambda: nodes.delete(kubectl, job, _warn)), how)
 
     return reach
 

@@ -295,6 +295,26 @@ def test_ctrl_c_ends_it_in_the_container_as_well(cluster: Cluster) -> None:
     assert agents(cluster, container) == []
 
 
+def test_a_channel_that_breaks_comes_back(cluster: Cluster) -> None:
+    container = cluster.run_pod("web", *SCRATCH)
+    cluster.docker.docker("exec", container, "sh", "-c", "head -c 30000000 /dev/urandom >/big")
+    command = cluster.command("pod/web", *PLACE, *ONLY)
+    process = subprocess.Popen(
+        [*command, "--max-mbit", "40", "--json"], env=cluster.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert any(b'"item-started"' in line for line in process.stderr)
+    (client,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(client), signal.SIGKILL)
+    assert any(b"the channel is there again" in line for line in process.stderr)
+    out, stderr = process.communicate(timeout=120)
+    result = json.loads(out)
+    assert (process.returncode, result["verdict"], result["attempt"]) == (0, "complete", 1), stderr
+    code, verdict, _ = impound("verify", result["store"], "--receipt-sha256", result["receipt_sha256"])
+    assert (code, verdict["verdict"]) == (0, "intact")
+
+
 def test_every_option_is_one_that_kubectl_has(cluster: Cluster) -> None:
     if REAL is None:
         pytest.skip("needs kubectl")

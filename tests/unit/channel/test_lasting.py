@@ -177,6 +177,27 @@ def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(one.reads)
 
 
+def test_one_that_answers_says_nothing_before_it_is_spoken_to() -> None:
+    """`kubectl attach` shows nothing of what was said before it was there."""
+    one, other = Lasting(answers=True), Lasting()
+    here, far = socket.socketpair()
+    one.connect(os.dup(here.fileno()), os.dup(here.fileno()))
+    here.close()
+    os.write(one.writes, b"early")
+    far.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        far.recv(1)
+    far.settimeout(None)
+    other.connect(os.dup(far.fileno()), os.dup(far.fileno()))
+    far.close()
+    assert other.wait_for_greeting(10)
+    assert os.read(other.reads, 10) == b"early"
+    for end in (one, other):
+        end.give_up()
+        os.close(end.writes)
+        os.close(end.reads)
+
+
 def test_two_ends_that_have_nothing_to_say_keep_each_other_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lasting, "BEAT_S", 0.1)
     lost = threading.Event()
