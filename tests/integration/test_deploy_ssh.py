@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +187,31 @@ def test_what_is_wrong_with_the_login_is_said(deploys: OverSsh, host: Sshd, tmp_
     code, _, stderr = deploys.deploy(host, *known)
     assert code == 3
     assert "cannot be reached: Connection refused" in stderr
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [(b"\x1b[31mNOT SSH\r\n" * 200, "does not speak SSH with us"), (b"", "does not speak SSH with us"),
+     (b"SSH-2.0-\x1b[31mevil\r\n" + b"\0\0\0\x0c\x04" + b"\x1b[31m" * 50, "broke")],
+    ids=["no-ssh", "nothing", "half"],
+)  # fmt: skip
+def test_what_a_strange_server_says_never_reaches_the_terminal_as_it_came(
+    deploys: OverSsh, host: Sshd, says: bytes, why: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as client:
+                client.sendall(says)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        code, _, stderr = deploys.deploy(host, target=f"root@127.0.0.1:{server.getsockname()[1]}")
+        thread.join(30)
+    assert code == 3
+    (line,) = [one for one in stderr.splitlines() if one]
+    assert why in line
+    assert "\x1b" not in stderr
 
 
 def test_a_key_of_an_agent_is_enough(deploys: OverSsh, host: Sshd, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ class Connection:
         before_login: Callable[[], object] = lambda: None,
     ) -> None:
         """`before_login` is called when the last host's key was found good. Raises `ImpoundError`."""
+        _quieten()
         self._transports: list[Any] = []
         self._authentication, self._before_login = authentication, before_login
         self.keys: list[tuple[Hop, HostKey]] = []
@@ -194,6 +196,14 @@ class Connection:
         except (OSError, ValueError, paramiko.SSHException) as error:
             raise UsageError(f"the key {path!r} cannot be used: {str(error)[:200] or type(error).__name__}") from error
         return key
+
+
+def _quieten() -> None:
+    """paramiko logs what goes wrong, with the words of the other side as they came, and nobody escapes those."""
+    log = logging.getLogger("paramiko")
+    log.propagate = False
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
 
 
 def _private_key(path: str, passphrase: str | None) -> Any:
