@@ -75,7 +75,7 @@ def _serve(listener: socket.socket, first: socket.socket, patience_s: float) -> 
 
     def lost() -> None:
         back.clear()
-        if not back.wait(patience_s):
+        if not back.wait(patience_s) and not stream.connected:  # who came at once may have been missed
             stream.give_up()
 
     stream = Lasting(lost, answers=True)

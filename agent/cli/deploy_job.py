@@ -80,7 +80,9 @@ def read_job(values: dict[str, Any]) -> Job:
     """The job from options. Raises `UsageError`."""
     role = values["role"]
     if values["relay"] and (
-        values["authority"] or role or (values["sse_kms_key"] and not values["to"].startswith("s3://"))
+        values["authority"]
+        or role
+        or (values["sse_kms_key"] and not (values["to"] or values["resume"] or "").startswith("s3://"))
     ):
         raise UsageError("--relay gives the host no right to store: it goes with neither --authority nor --role")
     authority = values["authority"] or ("session" if role else "broker")

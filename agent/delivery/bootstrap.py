@@ -157,7 +157,7 @@ exit 3
 """
 
 _IS = re.compile(r"impound-1 is ([A-Za-z0-9_]{1,32})")
-_HAVE = re.compile(r"impound-1 have (\S{1,200}) ([0-9a-f]{64}|unchecked)")
+_HAVE = re.compile(r"impound-1 have ([!-~]{1,200}) ([0-9a-f]{64}|unchecked)")
 _WRONG = re.compile(r"impound-1 wrong ([0-9a-f]{64}|unchecked)")
 
 

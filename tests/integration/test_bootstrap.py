@@ -191,6 +191,10 @@ def test_an_installed_one_is_started_only_where_it_is_the_same(tmp_path: Path, m
         (b"impound-1 is x86_64\nimpound-1 have memfd " + b"0" * 64 + b"\n", "did not say that it is ready"),
         (b"impound-1 is x86_64\nimpound-1 want\nimpound-1 have memfd " + b"0" * 64 + b"\n", "its digest differs"),
         (b"impound-1 is x86_64\nimpound-1 want\nimpound-1 have a b c\n", "did not say what it has"),
+        (
+            b"impound-1 is x86_64\nimpound-1 want\nimpound-1 have \x1b[31m " + b"0" * 64 + b"\n",
+            "did not say what it has",
+        ),
         (b"impound-1 is x86_64\nimpound-1 cannot\n", "no place in memory"),
     ],
 )

@@ -199,7 +199,7 @@ class Connection:
 
 
 def _quieten() -> None:
-    """paramiko logs what goes wrong, with the words of the other side as they came, and nobody escapes those."""
+    """The library logs what goes wrong, with the words of the other side as they came, and nobody escapes those."""
     log = logging.getLogger("paramiko")
     log.propagate = False
     if not log.handlers:
